@@ -1,0 +1,121 @@
+"""Cards that a marketer can read: what makes a group of shoppers differ from the shop's average, and what not to assume.
+
+Taught in notebooks/02_audience_clustering.ipynb, section 5.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class PersonaCard:
+    """One group as a marketer reads it; every text comes from the group's statistics."""
+
+    group: object
+    name: str
+    size: int
+    share: float
+    traits: tuple[str, ...]
+    favourites: tuple[str, ...]
+    sentence: str
+    caution: str
+
+
+# column of `features` → (name, clause of a sentence) for more of it and for less of it; None: not worth a word
+_WORDS = {
+    "log_events": (("busy", "visits often"), ("quiet", "visits seldom")),
+    "log_spend": (("high spending", "spends much"), ("low spending", "spends little")),
+    "log_days_since": (("away", "has not been here lately"), ("recent", "was here lately")),
+    "relative_price": (("dear choices", "takes the dearer of two"), ("cheap choices", "takes the cheaper of two")),
+    "event=purchase": (("buying", "decides quickly"), ("hesitant", "looks long before buying")),
+    "event=cart": (("basket filling", "fills the basket"), None),
+    "event=favourite": (("list keeping", "saves things for later"), None),
+    "event=view": (("browsing", "looks around"), None),
+}
+
+
+def traits(features: pd.DataFrame, labels: np.ndarray) -> pd.DataFrame:
+    """Hold each group's mean against the shop's, in standard deviations between shoppers: (k, d), 0 is the average.
+
+    Taught in notebooks/02_audience_clustering.ipynb, section 5.
+    """
+    spread = features.std(ddof=0)
+    z = (features - features.mean()) / spread.where(spread > 1e-9, np.inf)
+    return z.groupby(np.asarray(labels)).mean().rename_axis("group")
+
+
+def persona_cards(features: pd.DataFrame, labels: np.ndarray, *, n_traits: int = 4) -> list[PersonaCard]:
+    """Write a card for each group from its means: name, size, strongest traits, favourites, one sentence, one caution.
+
+    `features` is (n, d) with the column names of `features(tables)` (others are shown as they are), `labels` (n,).
+    Raises ValueError if the lengths differ. Taught in notebooks/02_audience_clustering.ipynb, section 5.
+    """
+    labels = np.asarray(labels)
+    if len(labels) != len(features):
+        raise ValueError(f"there are {len(features)} shoppers but {len(labels)} labels")
+    table = traits(features, labels)
+    return [_card(group, features[labels == group], features, z, n_traits) for group, z in table.iterrows()]
+
+
+def _card(group: object, members: pd.DataFrame, shop: pd.DataFrame, z: pd.Series, n_traits: int) -> PersonaCard:
+    n, shop = len(shop), shop.mean()
+    inside, liked = members.mean(), z.filter(like="category=").nlargest(3)
+    strong = z[z.abs() >= 0.2].sort_values(key=np.abs, ascending=False).index
+    words = [word for column in strong if (word := _word(column, z[column]))]
+    favourites = tuple(column.partition("=")[2] for column in liked[liked > 0].index)
+    clauses = [f"looks most at {' and '.join(favourites[:2])}"] if favourites else []
+    clauses += [clause for _, clause in words if clause][:2]
+    caution = "Age, gender, income and motives were not measured: do not write as if they were known."
+    if len(strong):
+        off = (np.sign(members[strong[0]] - shop[strong[0]]) != np.sign(z[strong[0]])).mean()
+        caution = f"{off:.0%} of them lie on the other side of the shop's average even in the first trait. {caution}"
+    return PersonaCard(
+        group=group,
+        name=" · ".join([name for name, _ in words][:2]) or "close to average",
+        size=len(members),
+        share=len(members) / n,
+        traits=tuple(_phrase(column, inside[column], shop[column]) for column in strong[:n_traits]),
+        favourites=favourites,
+        sentence=f"Write for someone who {', '.join(clauses)}." if clauses else "Keep the general copy.",
+        caution=caution,
+    )
+
+
+def _word(column: str, z: float) -> tuple[str, str] | None:
+    if column in _WORDS:
+        return _WORDS[column][int(z < 0)]
+    kind, _, value = column.partition("=")
+    if not value or z < 0:
+        return None
+    return value, {"hour": f"comes mostly in the {value}", "device": f"uses a {value}"}.get(kind, "")
+
+
+def _phrase(column: str, inside: float, shop: float) -> str:
+    if column.startswith("log_"):
+        return f"{column[4:].replace('_', ' ')}: typically {np.expm1(inside):,.1f} (shop {np.expm1(shop):,.1f})"
+    if column == "relative_price":
+        return f"price within the category: {np.expm1(inside):+.0%} (shop {np.expm1(shop):+.0%})"
+    if "=" in column:
+        return f"{column.replace('=', ' ')}: {inside:.0%} (shop {shop:.0%})"
+    return f"{column}: {inside:.3g} (shop {shop:.3g})"
+
+
+def cards_html(cards: Sequence[PersonaCard]) -> str:
+    """Lay persona cards out as self-contained HTML without scripts; every text is escaped.
+
+    Taught in notebooks/02_audience_clustering.ipynb, section 5.
+    """
+    box, parts = "border:1px solid #999;border-radius:6px;padding:.6em .9em;width:19em;font-size:90%", []
+    for card in cards:
+        items = "".join(f"<li>{escape(trait)}</li>" for trait in card.traits)
+        parts.append(
+            f'<section style="{box}"><h4 style="margin:0">{escape(card.name)}</h4>'
+            f"<div>Group {escape(str(card.group))}: {card.size:,} shoppers, {card.share:.0%}</div><ul>{items}</ul>"
+            f"<p><b>Favourites:</b> {escape(', '.join(card.favourites) or 'none above average')}</p>"
+            f"<p><b>Copy:</b> {escape(card.sentence)}</p><p><b>Careful:</b> {escape(card.caution)}</p></section>"
+        )
+    return f'<div style="display:flex;flex-wrap:wrap;gap:.8em">{"".join(parts)}</div>'
