@@ -76,7 +76,7 @@ def features(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         products = tables["products"].drop_duplicates("product_id").set_index("product_id")
         touched = products.reindex(events["product_id"])
         if "category" in products:
-            parts.append(_average(touched["category"], row, weight, users))
+            parts.append(_average(touched["category"].astype(object), row, weight, users))
         if "price" in products:
             log_price = np.log1p(products["price"].astype(float)).rename("relative_price")
             kind = products["category"] if "category" in products else np.zeros(len(products))
@@ -84,7 +84,7 @@ def features(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             parts.append(_average(log_price.reindex(events["product_id"]), row, weight, users))
     if "impressions" in tables and "device" in tables["impressions"]:
         ads = tables["impressions"]
-        parts.append(_average(ads["device"], users.get_indexer(ads["user_id"]), None, users))
+        parts.append(_average(ads["device"].astype(object), users.get_indexer(ads["user_id"]), None, users))
     return pd.concat(parts, axis=1)
 
 
@@ -185,17 +185,19 @@ def assign(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def _lloyd(X: np.ndarray, centres: np.ndarray, max_iter: int = 300) -> Clustering:
-    k, history, labels = len(centres), [], np.full(len(X), -1)
+    k, history, labels, total = len(centres), [], np.full(len(X), -1), (X**2).sum()
     for _ in range(max_iter):
         old, labels = labels, assign(X, centres)
-        if (empty := np.setdiff1d(np.arange(k), labels)).size:
+        if np.bincount(labels, minlength=k).min() == 0:
+            empty = np.setdiff1d(np.arange(k), labels)
             labels[np.argsort(((X - centres[labels]) ** 2).sum(1))[::-1][: empty.size]] = empty
         if (labels == old).all():
             break
         member = np.eye(k)[labels]  # w_ik: (n, k)
-        centres = (member.T @ X) / np.maximum(member.sum(0), 1)[:, None]
-        history.append(float(((X - centres[labels]) ** 2).sum()))
-    return Clustering(labels, centres, history[-1], tuple(history))
+        size = member.sum(0)
+        centres = (member.T @ X) / np.maximum(size, 1)[:, None]
+        history.append(float(total - size @ (centres**2).sum(1)))  # J, since each centre is the mean of its group
+    return Clustering(labels, centres, float(((X - centres[labels]) ** 2).sum()), tuple(history))
 
 
 def _plus_plus(X: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -238,7 +240,7 @@ def choose_k(X: np.ndarray, ks: Iterable[int] = range(2, 10), seed: int = 0, *, 
     return pd.DataFrame.from_dict(rows, orient="index", columns=names).rename_axis("k")
 
 
-def stability(X: np.ndarray, k: int, seed: int = 0, *, n_boot: int = 20, n_init: int = 5) -> Interval:
+def stability(X: np.ndarray, k: int, seed: int = 0, *, n_boot: int = 20, n_init: int = 4) -> Interval:
     """Ask whether the groups come back: mean ARI between the groups of X and those of bootstrap samples of its rows.
 
     Each sample is clustered anew, its centres label all rows of X, and these labels are held against the reference. The
@@ -249,11 +251,12 @@ def stability(X: np.ndarray, k: int, seed: int = 0, *, n_boot: int = 20, n_init:
     if 2 * k > len(X):
         raise ValueError(f"stability needs two shoppers for each group: k is {k}, and there are {len(X)} shoppers")
     reference, scores = kmeans(X, k, seed, n_init=n_init).labels, []
+    same = np.unique(X, axis=0, return_inverse=True)[1].ravel()  # rows with the same number are the same profile
     for _ in range(n_boot):
-        sample = X[:0]
-        while len(np.unique(sample, axis=0)) < k:  # small or repetitive tables can draw too few different profiles
-            sample = X[rng.integers(len(X), size=len(X))]
-        centres = kmeans(sample, k, int(rng.integers(2**31)), n_init=n_init).centres
+        pick = rng.integers(len(X), size=len(X))
+        while len(np.unique(same[pick])) < k:  # small or repetitive tables can draw too few different profiles
+            pick = rng.integers(len(X), size=len(X))
+        centres = kmeans(X[pick], k, int(rng.integers(2**31)), n_init=n_init).centres
         scores.append(adjusted_rand_score(reference, assign(X, centres)))
     return Interval(float(np.mean(scores)), *map(float, np.quantile(scores, [0.025, 0.975])))
 
@@ -261,8 +264,8 @@ def stability(X: np.ndarray, k: int, seed: int = 0, *, n_boot: int = 20, n_init:
 def interval(score: Callable[..., float], *columns: np.ndarray, n_boot: int = 300, seed: int = 0) -> Interval:
     """Give score(*columns) a 95 % percentile interval by resampling shoppers, the rows that all columns (n,) share.
 
-    Groupings are held fixed: what another run of K-means would change is not in the interval. Raises ValueError if the
-    columns do not list the same two or more shoppers. Efron and Tibshirani (1993), An Introduction to the Bootstrap.
+    Groupings are held fixed: what another run of K-means would change is not in the interval. It always holds the
+    estimate, which resampling can miss. Raises ValueError if the columns do not list the same two or more shoppers. Efron and Tibshirani (1993), An Introduction to the Bootstrap.
     Taught in notebooks/02_audience_clustering.ipynb, section 4.
     """
     columns = [np.asarray(column) for column in columns]
@@ -270,4 +273,5 @@ def interval(score: Callable[..., float], *columns: np.ndarray, n_boot: int = 30
         raise ValueError(f"columns must list the same two or more shoppers; they list {[len(c) for c in columns]}")
     how = {"vectorized": False, "method": "percentile", "n_resamples": n_boot, "rng": seed}
     drawn = bootstrap((np.arange(len(columns[0])),), lambda i: score(*(column[i] for column in columns)), **how)
-    return Interval(float(score(*columns)), *map(float, drawn.confidence_interval))
+    (low, high), estimate = drawn.confidence_interval, float(score(*columns))
+    return Interval(estimate, min(float(low), estimate), max(float(high), estimate))

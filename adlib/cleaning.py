@@ -70,7 +70,9 @@ def duplicate_row(sieves: dict[str, _Sieve]) -> Hits:
     for table in ("events", "impressions"):
         if table in sieves:
             sieve = sieves[table]
-            twins = sieve.values.duplicated(["user_id", "timestamp"], keep=False).to_numpy(copy=True)  # few: compare these fully
+            twins = sieve.values.duplicated(["user_id", "timestamp"], keep=False).to_numpy(
+                copy=True
+            )  # few: compare these fully
             rows = sieve.raw[twins]
             rows = rows.astype({name: "str" for name in rows.select_dtypes("object")})
             twins[twins] = rows.duplicated().to_numpy()
@@ -142,8 +144,9 @@ def unknown_id(sieves: dict[str, _Sieve]) -> Hits:
         for name in sieve.columns:
             home = sieves.get(HOME.get(name))
             if home not in (None, sieve):
-                known = sieve.values[name].isin(home.values.loc[home.keep, name])
-                yield table, name, (sieve.values[name].notna() & ~known).to_numpy()
+                ids, there = sieve.values[name], home.values[name]
+                yield table, name, (ids.notna() & ~ids.isin(there)).to_numpy()
+                yield table, f"{name} set aside in {home.table}", ids.isin(there[~home.keep]).to_numpy()
 
 
 def bot(sieves: dict[str, _Sieve]) -> Hits:
@@ -220,8 +223,9 @@ def clean(tables: dict[str, pd.DataFrame], *, rules: list[str] | None = None) ->
 
 def _refuse_most(rule: str, sieve: _Sieve, column: str, bad: np.ndarray) -> None:
     """Raise a TableError if most of a column breaks a rule about single cells."""
-    if rule in ("missing_value", "impossible_time", "impossible_value", "unknown_id") and len(bad) >= 20:
-        most = bad if bad.mean() > 0.5 else bad & False
-        advice = f"{HOW_TO_WRITE.get(kind_of(column, sieve.columns[column]), '')} Check what the column holds, or map it in columns.yaml.".strip()
+    if rule in ("missing_value", "impossible_time", "impossible_value", "unknown_id") and column in sieve.columns:
+        most = bad if len(bad) >= 20 and bad.mean() > 0.5 else bad & False
+        hint = HOW_TO_WRITE.get(kind_of(column, sieve.columns[column]), "")
+        advice = f"{hint} Check what the column holds, or map it in columns.yaml.".strip()
         where = {"table": sieve.table, "source": f"table {sieve.table}", "column": column}
         refuse(most, sieve.raw[column], f"breaks the rule {rule} in over half of the rows.", advice, **where)

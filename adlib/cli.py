@@ -35,6 +35,9 @@ def run(
     save: Annotated[
         bool, typer.Option("--save", help="Write the outputs back into notebooks/ (for those who change the course).")
     ] = False,
+    notebooks: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Another folder of lessons, such as your own copy.")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="End a lesson that takes longer.")] = None,
 ):
     """Run lessons in order and write a report that opens without a network.

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pandas as pd
 
-GREEN = ("organic", "recycled", "vegan")
+GREEN = ("organic", "recycled", "vegan")  # what makes a claim to be green true
 _GREEN_WORDS = "eco ecological sustainable sustainably sustainability planet footprint green climate responsible responsibly carbon"
 _PROPERTY_WORDS = (
     "organic recycled vegan cashmere silk merino wool leather suede linen denim cotton bamboo corduroy flannel viscose canvas nylon cork rubber mesh "
@@ -28,31 +28,26 @@ CLAIMS: dict[str, tuple[str, ...]] = {
 _OFFERED = "shipping|delivery|returns?|gifts?|trial"
 POLICY: dict[str, re.Pattern] = {
     "superlative or absolute promise": re.compile(
-        r"\b(best|cheapest|number one|world'?s|unbeatable|perfect|ultimate|guaranteed?|miracle|cures?)\b|\bno\.? ?1\b|100 ?%",
-        re.IGNORECASE,
+        r"(?i)\b(best|cheapest|number one|world'?s|unbeatable|perfect|ultimate|guaranteed?|miracle|cures?)\b|\bno\.? ?1\b|100 ?%"
     ),
     # "flicker-free", "crease free" and "free of PVC" are facts, "free" alone is an offer, and nothing is free here
     "free (nothing is free here)": re.compile(
-        rf"(?<![-\w])(?<!crease )(?<!wrinkle )(?<!iron )(?<!feel )free(?:-(?={_OFFERED})|(?![-\w]))(?! from\b| of\b(?! charge))",
-        re.IGNORECASE,
+        rf"(?i)(?<![-\w])(?<!crease )(?<!wrinkle )(?<!iron )(?<!feel )free(?:-(?={_OFFERED})|(?![-\w]))(?! from\b| of\b(?! charge))"
     ),
-    "health claim": re.compile(r"\b(heals?|slimming|detox|anti-?ageing)\b", re.IGNORECASE),
+    "health claim": re.compile(r"(?i)\b(heals?|slimming|detox|anti-?ageing)\b"),
     "shouting": re.compile(r"!{2,}|\b[A-Z]{4,}\b|\b[A-Z]{2,}[ ,]+[A-Z]{2,}\b"),
 }
 LENGTH = (6, 30)  # words that fit on the shop's ad card
-# Words that say nothing about a product: grammar, and the small talk of ads. `neutral_vocabulary` adds what a shop's own copywriters use.
-PLAIN_WORDS = frozenset(
-    """a about after again all also always am an and another any are around as at be because been before being both but by can come could did do does
-    doing done each either else ever every everyone few for from get gets go goes good great had has have having he her here hers him his how i if in
-    into is it its itself just let like made make makes many may me might mine more most much must my need never next no nor not now of on once one
-    only or other our ours out over own pair per put really right same see set shall she should so some someone something still such take than that
-    the their them themselves then there these they thing this those through to too two under until up us very want was way we well were what
-    whatever when where whether which while who whoever whom whose why will wish with within without would yes yet you your yours yourself
-    ad add addition available bring browse buy choice choose closet collection come customer day daily deserve discover enjoy everyday everything
-    explore feel find friend gift give home item keep know life little look love meet moment morning night occasion offer online order outfit perhaps
-    piece please price product purchase say season shop shopper shopping show start store style take thank time today together tonight treat try use
-    wait wardrobe wear wearing week weekend welcome work world year yuan""".split()
-)
+# Words that say nothing about a product: grammar and the small talk of ads. `neutral_vocabulary` adds what a shop's own copywriters use.
+_PLAIN = """a about after again all also always am an and another any are around as at be because been before being both but by can come could did do
+does done each either else ever every everyone few for from get go good great had has have he her here him his how i if in into is it its just let like
+made make many may me might more most much must my need never next no not now of on once one only or other our out over own pair per put right same see
+set shall she should so some someone something still such take than that the their them then there these they thing this those through to too two under
+until up us very want was way we well were what when where whether which while who whose why will wish with within without would yes yet you your
+ad add addition bring buy choice choose closet collection customer day daily deserve discover enjoy everyday everything explore feel find friend gift
+give home item keep know life little look love meet moment morning night occasion offer online order outfit piece please price product purchase say
+season shop shopper show start store style thank time today together tonight treat try use wait wardrobe wear week weekend welcome work year yuan"""
+PLAIN_WORDS = frozenset(_PLAIN.split())
 
 
 def attributes_of(product: Mapping) -> dict[str, str]:
@@ -104,10 +99,6 @@ def unsupported_claims(text: str, product: Mapping) -> tuple[str, ...]:
     The product's own facts are taken out of the text first, so that "forest green" is a colour and "green without the lecture" a claim. A closed list
     sees only what is on it; ``unsupported_words`` goes further. The market's shoppers read ads through this function.
 
-    Returns
-    -------
-    The claims in the order in which the text makes them, then the numbers; empty if there is nothing to object to.
-
     Taught in notebooks/06_creative_text.ipynb, section 3.
     """
     plain = _plain(text)
@@ -136,14 +127,12 @@ def neutral_vocabulary(texts: Sequence[str], products: Sequence[Mapping], minimu
 
     Raises
     ------
-    ValueError : if texts and products differ in length.
+    ValueError : if texts and products differ in length. TypeError : if a text is none.
 
     Taught in notebooks/06_creative_text.ipynb, section 3.
     """
-    if len(texts) != len(products):
-        raise ValueError(f"{len(texts)} texts do not match {len(products)} products.")
     seen = defaultdict(set)
-    for text, product in zip(texts, products, strict=True):
+    for text, product in _pairs(texts, products):
         for word in stems(text) - stems(_facts(product)):
             seen[word].add(tuple(attributes_of(product).values()))
     common = {word for word, of in seen.items() if len(of) >= minimum}
@@ -200,14 +189,12 @@ def scorecard(
 
     Parameters
     ----------
-    texts, products : ads and the product of each, equally long.
-    neutral : from ``neutral_vocabulary``.
-    minimum_coverage : share of the facts that an ad must name.
-    length : fewest and most words.
+    texts, products : ads and the product of each, equally long. neutral : from ``neutral_vocabulary``.
+    minimum_coverage : share of the facts that an ad must name. length : fewest and most words.
 
     Returns
     -------
-    DataFrame: coverage (0-1), faithful, policy_ok, length_ok, passes (all four; bool), unsupported and violations (tuples of what was found).
+    DataFrame: coverage (0-1), unsupported, violations (tuples of what was found), faithful, policy_ok, length_ok, passes (all four; bool).
 
     Raises
     ------
@@ -215,12 +202,7 @@ def scorecard(
 
     Taught in notebooks/06_creative_text.ipynb, section 5.
     """
-    if len(texts) != len(products):
-        raise ValueError(f"{len(texts)} texts do not match {len(products)} products.")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"Text {i} is not a text but {text!r}.")
-    pairs = list(zip(texts, products, strict=True))
+    pairs = _pairs(texts, products)
     frame = pd.DataFrame({"coverage": [coverage(t, p) for t, p in pairs]}, dtype=float)
     frame["unsupported"] = [unsupported_words(t, p, neutral) for t, p in pairs]
     frame["violations"] = [policy_violations(t, p) for t, p in pairs]
@@ -300,6 +282,12 @@ _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 _CLAIM = re.compile(rf"\b({'|'.join(sorted(CLAIMS, key=len, reverse=True))})\b")
 
 
+def _pairs(texts: Sequence[str], products: Sequence[Mapping]) -> list[tuple[str, Mapping]]:
+    if len(texts) != len(products):
+        raise ValueError(f"{len(texts)} texts do not match {len(products)} products.")
+    return list(zip(texts, products, strict=True))
+
+
 def stems(text: str) -> set[str]:
     """The different words of a text, in small letters and without a plural or possessive s."""
     return {_stem(word) for word in _WORD.findall(_plain(text))}
@@ -307,13 +295,14 @@ def stems(text: str) -> set[str]:
 
 def _stem(word: str) -> str:
     word = word.removesuffix("'s")
-    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
-        return word[:-2] if word.endswith(("sses", "shes", "ches", "xes")) else word[:-1]
-    return word
+    if len(word) < 4 or not word.endswith("s") or word.endswith("ss"):
+        return word
+    return word[:-2] if word.endswith(("sses", "shes", "ches", "xes")) else word[:-1]
 
 
 def _value(number: str) -> float:
-    return float(number.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})*(\.\d+)?|\d+(\.\d+)?", number) else "nan")
+    plain = re.sub(r",(?=\d{3}(?!\d))", "", number).replace(",", ".")  # 1,299.00 and 89,90
+    return float(plain) if plain.count(".") < 2 else float("nan")
 
 
 def _present(product: Mapping, key: str) -> bool:

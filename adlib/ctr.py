@@ -60,8 +60,7 @@ class _Network(nn.Module):
 
     def __init__(self, architecture: str, fields: int, numbers: int, dim: int, hidden, dropout: float, bias: float):
         super().__init__()
-        self.architecture, self.bias = architecture, nn.Parameter(torch.tensor(bias))
-        self.number_rows = nn.Parameter(0.01 * torch.randn(numbers, 1 + dim))
+        self.architecture, self.fields, self.bias = architecture, fields, nn.Parameter(torch.tensor(bias))
         if architecture == "deepfm":
             steps = list(itertools.pairwise([fields * dim + numbers, *hidden]))
             layers = [layer for a, b in steps for layer in (nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout))]
@@ -70,14 +69,16 @@ class _Network(nn.Module):
             nn.init.zeros_(self.mlp[-1].bias)
 
     def forward(self, rows: torch.Tensor, numbers: torch.Tensor, bf16: bool = False) -> torch.Tensor:
-        """Logits (n,) from table rows (n, fields, 1 + dim) and numbers (n, m)."""
-        terms = torch.cat([rows, numbers.unsqueeze(2) * self.number_rows], dim=1)  # a number scales a row of its own
+        """Logits (n,) from numbers (n, m) and table rows: (n · fields, 1 + dim) of the values, then (m, 1 + dim)."""
+        n, m = numbers.shape
+        values = rows[: len(rows) - m].view(n, self.fields, rows.shape[1])
+        terms = torch.cat([values, numbers.unsqueeze(2) * rows[len(rows) - m :]], dim=1)  # a number scales its row
         logit, v = self.bias + terms[..., 0].sum(1), terms[..., 1:]
         if self.architecture != "lr":
             logit = logit + 0.5 * (v.sum(1).square() - v.square().sum(1)).sum(1)  # = Σ_{i<j} <v_i, v_j>
         if self.architecture == "deepfm":
             with torch.autocast(rows.device.type, dtype=torch.bfloat16, enabled=bf16):
-                logit = logit + self.mlp(torch.cat([rows[..., 1:].flatten(1), numbers], dim=1)).squeeze(1).float()
+                logit = logit + self.mlp(torch.cat([values[..., 1:].flatten(1), numbers], dim=1)).squeeze(1).float()
         return logit
 
 
@@ -85,8 +86,10 @@ class CTRModel(ClassifierMixin, BaseEstimator):
     """Click probability from a DataFrame of categorical and numeric columns: a scikit-learn classifier.
 
     logit = bias + Σ_i w_i + Σ_{i<j} <v_i, v_j> + MLP(v_1, …, v_f, numbers). ``"lr"`` (logistic regression) is the first two
-    terms, ``"fm"`` the first three, ``"deepfm"`` all four. Every value has its row (w, v) in one stacked table, trained by
-    ``RowAdagrad``; the dense weights by Adam; both rates fall linearly to zero; the bias starts at the base rate.
+    terms, ``"fm"`` the first three, ``"deepfm"`` all four. Every value has its row (w, v) in one stacked table, and every
+    number one that it scales, trained by
+    ``RowAdagrad``; the dense weights by Adam; both rates rise over a tenth of the steps, then
+    fall to zero; the bias starts at the base rate.
 
     Parameters
     ----------
@@ -150,7 +153,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
             dim, bias = 0 if self.architecture == "lr" else self.dim, math.log(self.base_rate_ / (1 - self.base_rate_))
             shape = self.architecture, slots.shape[1], numbers.shape[1], dim
             self.network_ = _Network(*shape, self.hidden, self.dropout, bias).to(self.device)
-            self.table_ = self.init_scale * torch.randn(int(self.encoder_.offsets_[-1]), 1 + dim)
+            self.table_ = self.init_scale * torch.randn(int(self.encoder_.offsets_[-1]) + numbers.shape[1], 1 + dim)
             self.table_[:, 0] = 0.0
             self.table_ = self.table_.to(self.device)
             self._train(slots, numbers, torch.from_numpy(y))
@@ -164,7 +167,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         batches, losses = order.split(self.batch_size), []
         self.network_.train()
         for step, batch in enumerate(batches):
-            decay = 1 - step / len(batches)
+            decay = min(1 - step / len(batches), (step + 1) / (0.1 * len(batches)))
             dense.param_groups[0]["lr"] = self.dense_learning_rate * decay
             part = (t[batch].to(self.device) for t in (slots, numbers, y))
             losses.append(self._step(*part, table, dense, self.learning_rate * decay))
@@ -174,15 +177,20 @@ class CTRModel(ClassifierMixin, BaseEstimator):
 
     def _step(self, slots, numbers, y, table: RowAdagrad, dense: torch.optim.Optimizer, rate: float) -> float:
         """One step down the summed loss of a batch, the sum being what the accumulators are measured in."""
-        flat = slots.flatten()
-        rows = self.table_[flat].requires_grad_()
-        logit = self.network_(rows.view(*slots.shape, self.table_.shape[1]), numbers, self.bf16)
+        used = self._used(slots, numbers)
+        rows = self.table_[used].requires_grad_()
+        logit = self.network_(rows, numbers, self.bf16)
         loss = nn.functional.binary_cross_entropy_with_logits(logit, y, reduction="sum")
         dense.zero_grad()
         loss.backward()
         dense.step()
-        table.step(flat, rows.grad, rate)
+        table.step(used, rows.grad, rate)
         return loss.item() / len(y)
+
+    def _used(self, slots: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Table rows that a batch reads: one a value, then the last ones of the table, one a number."""
+        size, m = self.table_.shape[0], numbers.shape[1]
+        return torch.cat([slots.flatten(), torch.arange(size - m, size, dtype=slots.dtype, device=slots.device)])
 
     def _settle_bias(self, logits: torch.Tensor, rate: float) -> None:
         """Shift the bias so that the mean prediction is the click rate: the last noisy steps leave it some percent off."""
@@ -197,7 +205,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
     def _logits(self, slots: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         parts = zip(slots.split(8192), numbers.split(8192), strict=True)
         moved = ((s.to(self.device), v.to(self.device)) for s, v in parts)
-        return torch.cat([self.network_(self.table_[s], v, self.bf16).cpu() for s, v in moved])
+        return torch.cat([self.network_(self.table_[self._used(s, v)], v, self.bf16).cpu() for s, v in moved])
 
     def decision_function(self, X: pd.DataFrame) -> np.ndarray:
         """Logits (n,) of a click."""

@@ -197,7 +197,7 @@ def sample_size(
 
     References
     ----------
-    Cohen (1988), chapter 6 (statsmodels solves it); Kish (1965). Taught in notebooks/12_case_studies.ipynb, section 6.
+    Cohen (1988), chapter 6 (statsmodels solves it); Kish (1965). Taught in notebooks/12_case_studies.ipynb, section 7.
     """
     effect = _effect_size(base_rate, lift, alpha, design_effect)
     if not alpha < power < 1:
@@ -212,7 +212,7 @@ def power(base_rate: float, lift: float, n: float, alpha: float = 0.05, design_e
     Raises
     ------
     ValueError
-        An argument outside its range. Taught in notebooks/12_case_studies.ipynb, section 6.
+        An argument outside its range. Taught in notebooks/12_case_studies.ipynb, section 7.
     """
     effect = _effect_size(base_rate, lift, alpha, design_effect)
     if not 1 <= n < math.inf:
@@ -245,7 +245,7 @@ def verdict(claim: float, low: float, high: float) -> str:
     Raises
     ------
     ValueError
-        A claim not above 0, a bound that is not a number, low > high. Taught in notebooks/12_case_studies.ipynb, section 5.
+        A claim not above 0, a bound that is not a number, low > high. Taught in notebooks/12_case_studies.ipynb, section 6.
     """
     if not 0 < claim < math.inf:
         raise ValueError(f"claim must be a number above 0, got {claim}: turn the signs so that larger is better")

@@ -92,24 +92,21 @@ def describe(notebook, cell, what, traceback=""):
     lines = "".join(cell["source"]).splitlines()
     plain = re.sub(r"\x1b\[[0-9;]*m", "", traceback)
     numbers = re.findall(rf"Cell In\[{cell.get('execution_count')}\], line (\d+)", plain)
-    number = min(int(numbers[-1]), len(lines)) if numbers else 1
+    number = min(int(numbers[-1]), len(lines)) if numbers else 0
     what = " ".join(what.split())
     return [
         place + (f", in section “{heads[-1]}”" if heads else ""),
         what if len(what) < 400 else what[:400] + " …",
-        f"line {number}: {lines[number - 1].strip()}",
+        f"line {number}: {lines[number - 1].strip()}" if number else f"the cell begins: {lines[0].strip()}",
     ]
 
 
-def death(notebook, code):
-    """Return the facts of a run whose kernel died with exit code `code` (negative: the signal that killed it)."""
-    cells = code_cells(notebook)
-    begun = [c for c in cells if c.get("execution_count")]
+def death(notebook, cell, code):
+    """Return the facts of a run whose kernel died in `cell` with exit code `code` (negative: the signal that killed it)."""
     why = f"exit code {code}"
     if code is not None and code < 0:
         why = signal.Signals(-code).name + (", as when memory runs out" if code == -9 else "")
-    facts = {"status": "kernel died", "cells": max(len(begun) - 1, 0), "of": len(cells)}
-    return facts | {"failure": describe(notebook, begun[-1] if begun else cells[0], f"the kernel died ({why})")}
+    return {"status": "kernel died", "failure": describe(notebook, cell, f"the kernel died ({why})")}
 
 
 def execute(job, tell):
@@ -121,11 +118,11 @@ def execute(job, tell):
 
     from adlib import report
 
-    path, total, done = Path(job["folder"], "notebook.ipynb"), job["of"], []
+    path, began, done = Path(job["folder"], "notebook.ipynb"), [], []
 
-    def executed(**_):
-        done.append(1)
-        tell(cells=len(done), of=total)
+    def executed(cell_index, **_):
+        done.append(cell_index)
+        tell(cells=len(done), of=job["of"])
 
     dead = False
     try:
@@ -138,16 +135,18 @@ def execute(job, tell):
             progress_bar=False,
             cwd=job["folder"],
             kernel_manager_class=ThisPython,
+            on_cell_execute=lambda cell_index, **_: began.append(cell_index),
             on_cell_executed=executed,
-            coalesce_streams=True,
         )
     except PapermillExecutionError:
         pass  # the notebook holds the error, and judge reads it
     except DeadKernelError:
         dead = True
     notebook = nbformat.read(path, as_version=4)
-    facts = death(notebook, ThisPython.process().poll()) if dead else judge(notebook)
-    if facts["status"] == "completed" and len(done) < facts["of"]:
+    facts = judge(notebook)
+    if dead:
+        facts |= death(notebook, notebook.cells[began[-1]], ThisPython.process().poll()) | {"cells": len(done)}
+    elif facts["status"] == "completed" and len(done) < facts["of"]:
         facts |= {"status": "stopped early", "failure": [f"only {len(done)} of {facts['of']} cells answered"]}
     page = report.lesson_page(notebook, job["lesson"])
     path.with_suffix(".html").write_text(page, encoding="utf-8")

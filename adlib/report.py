@@ -13,12 +13,11 @@ import yaml
 from adlib.lesson import write_atomic
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; frame-src data:"
-PROGRESS = re.compile(r"\d+%\|.*|.*\d+it \[\d.*|.*\[\d\d:\d\d<.*")
+PROGRESS = re.compile(r".*\d+%\|.*|.*\d+it \[\d.*|.*\[\d\d:\d\d<.*")
 CSS = """
 :root { color-scheme: light; }
 body { margin: 0 auto; padding: 1rem; max-width: 56rem; font: 16px/1.55 system-ui, sans-serif; color: #1f2328; background: #fff; }
 h1, h2, h3 { line-height: 1.25; } h2 { margin-top: 2rem; border-bottom: 1px solid #d0d7de; } a { color: #175cd3; }
-.anchor-link { visibility: hidden; text-decoration: none; } :hover > .anchor-link { visibility: visible; }
 pre, code { font: .86em/1.45 ui-monospace, Consolas, monospace; } pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .input_area, .text_cell_render pre { background: #f6f8fa; border-left: 3px solid #d0d7de; padding: .5rem .75rem; margin: .75rem 0 .25rem; }
 .output_subarea { padding: .15rem .75rem; overflow-x: auto; } .output_stderr, .muted { color: #57606a; } .output_error { color: #b42318; }
@@ -46,27 +45,36 @@ def mathml(latex, display="inline"):
     """Return a formula as MathML, which browsers draw without a script; what cannot be converted stays LaTeX in a code element."""
     from latex2mathml.converter import convert
 
+    latex = latex.strip().replace("{aligned}", "{split}")  # the same table, under the name that the converter knows
     try:
-        return convert(latex.strip(), display=display)
+        return convert(latex, display=display)
     except Exception:  # the converter has no common error class; the formula stays readable
         return f"<code>{html.escape(latex)}</code>"
 
 
 def without_noise(outputs):
-    """Return a cell's outputs without progress bars and widgets, which say nothing once they have ended."""
+    """Return a cell's outputs with its streams joined, and without progress bars and widgets, which say nothing once they have ended."""
     kept = []
     for output in outputs:
         data = output.get("data", {})
         data.pop("application/vnd.jupyter.widget-view+json", None)
-        if output["output_type"] == "stream" and output["name"] == "stderr":
-            lines = re.split(r"[\r\n]+", "".join(output["text"]))
-            output["text"] = "\n".join(line for line in lines if not PROGRESS.fullmatch(line)).strip()
-            if not output["text"]:
-                continue
-        elif data.keys() == {"text/plain"} and PROGRESS.fullmatch("".join(data["text/plain"]).strip()):
+        if data.keys() == {"text/plain"} and _is_progress("".join(data["text/plain"])):
             continue
+        if output["output_type"] == "stream":
+            if kept and kept[-1].get("name") == output["name"]:
+                kept[-1]["text"] += "".join(output["text"])
+                continue
+            output["text"] = "".join(output["text"])
         kept.append(output)
-    return kept
+    for output in kept:
+        if output["output_type"] == "stream":  # a carriage return overwrites what the line had before
+            lines = [line.rstrip("\r").rpartition("\r")[2] for line in output["text"].split("\n")]
+            output["text"] = "\n".join(line for line in lines if not _is_progress(line))
+    return [o for o in kept if o["output_type"] != "stream" or o["text"].strip()]
+
+
+def _is_progress(line):
+    return len(line) < 300 and bool(PROGRESS.fullmatch(line.strip()))
 
 
 def _exporter():
@@ -74,6 +82,12 @@ def _exporter():
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     class Renderer(IPythonRenderer):
+        def heading(
+            self, text, level, **_
+        ):  # the id that JupyterLab gives, so that links within a lesson work here too
+            anchor = re.sub(r"<[^>]+>", "", text).strip().replace(" ", "-")
+            return f'<h{level} id="{html.escape(anchor)}">{text}</h{level}>\n'
+
         def block_math(self, body):
             return mathml(body, "block")
 

@@ -180,21 +180,7 @@ def kind_of(name: str, column: pa.Column) -> str:
 
 
 def parse(raw: pd.Series, kind: str) -> tuple[pd.Series, np.ndarray]:
-    """Return the values in the dtype of their kind (whole numbers as float64), and which cells could not be read.
-
-    Parameters
-    ----------
-    raw : Series, shape (n,)
-        Cells of any dtype.
-    kind : str
-        As from `kind_of`.
-
-    Returns
-    -------
-    values : Series, shape (n,)
-        Missing where a cell is empty or could not be read.
-    unread : array of bool, shape (n,)
-    """
+    """Return the values (n,) in the dtype of their kind (whole numbers as float64), and which cells (n,) are unreadable."""
     nothing = np.zeros(len(raw), bool)
     if kind == "time" and isinstance(raw.dtype, np.dtype | pd.DatetimeTZDtype) and raw.dtype.kind == "M":
         values = raw.dt.tz_localize("UTC") if raw.dt.tz is None else raw.dt.tz_convert("UTC")
@@ -269,18 +255,9 @@ def refuse(bad: np.ndarray, raw: pd.Series, rule: str, advice: str, **where) -> 
     """Raise the TableError of the rows (n,) that are marked bad, if there are any."""
     first = np.flatnonzero(bad)[:5]
     if first.size:
-        shown = [
-            "nothing" if missing else repr(str(value)[:40])
-            for value, missing in zip(raw.iloc[first], raw.iloc[first].isna(), strict=True)
-        ]
-        raise TableError(
-            rule,
-            advice,
-            rows=(first + 2).tolist(),
-            count=int(bad.sum()),
-            shown=", ".join(dict.fromkeys(shown)),
-            **where,
-        )
+        cells = raw.iloc[first].astype("object").where(raw.iloc[first].notna(), "")
+        shown = ", ".join(dict.fromkeys(repr(str(cell)[:40]) for cell in cells))
+        raise TableError(rule, advice, rows=(first + 2).tolist(), count=int(bad.sum()), shown=shown, **where)
 
 
 def check_header(table: str, frame: pd.DataFrame, source: str) -> None:

@@ -64,48 +64,40 @@ def _spoil(
     frame: pd.DataFrame, name: str, share: float, rng: np.random.Generator
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Spoil disjoint groups of rows, one per rule, then append robots and duplicates; rows are positions in the result."""
-    money = "amount" if name == "events" else "revenue"
-    paid = rng.permutation(np.flatnonzero(frame[money].to_numpy() > 0))
-    each = max(1, round(share * len(frame) / 6))
+    money, other = ("amount", "product_id") if name == "events" else ("revenue", "creative_id")
+    each, n = max(1, round(share * len(frame) / 6)), len(frame)
+    robots = _robot_rows(frame, max(40, each), rng)
+    account = frame.user_id.isin(robots.user_id.unique()).to_numpy()  # all that a robot's account did is a robot's
+    paid = rng.permutation(np.flatnonzero((frame[money].to_numpy() > 0) & ~account))
     outliers = paid[: min(each, len(paid) // 10)]
-    free = rng.permutation(np.setdiff1d(np.arange(len(frame)), paid))
+    free = rng.permutation(np.flatnonzero((frame[money].to_numpy() == 0) & ~account))
     missing, late, bad, ghost, copies = np.array_split(free[: 5 * each], 5)
     frame.loc[missing, "user_id"] = None
-    when = frame["timestamp"].copy()
-    wrong = np.where(
-        rng.random(len(late)) < 0.5, pd.Timestamp("1970-01-01", tz="UTC"), when.max() + pd.Timedelta(days=400)
-    )
+    future = frame["timestamp"].max() + pd.Timedelta(days=400)
+    wrong = np.where(rng.random(len(late)) < 0.5, pd.Timestamp("1970-01-01", tz="UTC"), future)
     frame.loc[late, "timestamp"] = pd.DatetimeIndex(wrong).as_unit("us")
     frame.loc[bad, money] = -np.round(rng.uniform(1, 500, len(bad)), 2)
-    other = "product_id" if name == "events" else "creative_id"
     frame.loc[ghost, other] = [f"x{i:05d}" for i in rng.integers(0, 99_999, len(ghost))]
     frame.loc[outliers, money] = frame.loc[outliers, money] * 10.0 ** rng.uniform(4, 6, len(outliers))
-    robots = _robot_rows(frame, max(40, each), rng)
     planted = {
         "missing_value": missing,
         "impossible_time": late,
         "impossible_value": bad,
         "unknown_id": ghost,
         "outlier": outliers,
+        "bot": np.concatenate([np.flatnonzero(account), n + np.arange(len(robots))]),
+        "duplicate_row": n + len(robots) + np.arange(len(copies)),
     }
-    planted["bot"] = np.flatnonzero(frame.user_id.isin(robots.user_id.unique()).to_numpy())
-    planted["bot"] = np.concatenate(
-        [
-            np.setdiff1d(planted["bot"], np.concatenate([missing, late, bad, ghost, outliers])),
-            len(frame) + np.arange(len(robots)),
-        ]
-    )
-    n = len(frame) + len(robots)
-    planted["duplicate_row"] = n + np.arange(len(copies))
     return pd.concat([frame, robots, frame.iloc[np.sort(copies)]], ignore_index=True), planted
 
 
 def _robot_rows(frame: pd.DataFrame, n: int, rng: np.random.Generator) -> pd.DataFrame:
-    """About n rows of accounts that act every one to three seconds, made from ordinary rows; each robot has at least 40."""
+    """n rows of accounts that act every one to three seconds, made from ordinary rows; a robot has at least 40 of them."""
     accounts = rng.choice(frame.user_id.dropna().unique(), max(1, n // 400), replace=False)
     rows = frame.iloc[rng.integers(0, len(frame), n)].copy()
     rows["user_id"] = np.resize(np.repeat(accounts, max(40, -(-n // len(accounts)))), n)
-    step = rng.integers(1_000_000, 3_000_000, n)
+    if "impression_id" in rows:
+        rows["impression_id"] = [f"b{i:09d}" for i in range(n)]
     start = frame["timestamp"].iloc[len(frame) // 2].value // 1000
-    rows["timestamp"] = utc(start + np.cumsum(step))
+    rows["timestamp"] = utc(start + np.cumsum(rng.integers(1_000_000, 3_000_000, n)))
     return rows

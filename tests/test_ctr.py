@@ -81,8 +81,8 @@ def test_lr_agrees_with_scikit_learn(data):
 def test_the_factorisation_machine_is_the_sum_over_pairs():
     torch.manual_seed(0)
     network = ctr._Network("fm", 3, 2, 4, (8,), 0.0, -1.0)
-    rows, numbers = torch.randn(5, 3, 5), torch.randn(5, 2)
-    terms = torch.cat([rows, numbers[:, :, None] * network.number_rows], 1)
+    rows, numbers = torch.randn(5 * 3 + 2, 5), torch.randn(5, 2)
+    terms = torch.cat([rows[:15].view(5, 3, 5), numbers[:, :, None] * rows[15:]], 1)
     pairs = sum((terms[:, i, 1:] * terms[:, j, 1:]).sum(1) for i in range(5) for j in range(i))
     assert torch.allclose(network(rows, numbers), -1.0 + terms[..., 0].sum(1) + pairs, atol=1e-5)
 

@@ -1,6 +1,8 @@
 """Evaluation: against textbook values and statsmodels, over many simulated tests, and every error by its message."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 
 from adlib.evaluation import (
     VERDICTS,
+    Lift,
     power,
     sample_ratio_test,
     sample_size,
@@ -240,6 +243,37 @@ def test_verdict_rules_share_no_point_and_leave_none_out(claim, a, b):
     }
     assert [name for name, holds in rules.items() if holds] == [verdict(claim, low, high)]
     assert set(rules) == set(VERDICTS)
+
+
+# -- the notebook's own versions -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hand_written():
+    """The functions that lesson 12 writes out before it imports them, by name."""
+    path = Path(__file__).parents[1] / "notebooks" / "12_case_studies.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {"math": math, "z": 1.959963984540054}
+    for name in ("log_rate", "judge"):
+        exec(next(source for source in code if source.startswith(f"def {name}(")), names)
+    return names
+
+
+def test_the_notebooks_delta_method_is_the_packages(hand_written):
+    frame = simulated_test(np.random.default_rng(8), lift=0.3)
+    by_user = frame.groupby(["arm", "user_id"]).click.agg(["sum", "size"])
+    (log_c, var_c), (log_t, var_t) = (hand_written["log_rate"](by_user.loc[arm]) for arm in ("control", "treatment"))
+    lift = user_level_lift(frame, "click")
+    half = 1.959963984540054 * math.sqrt(var_c + var_t)
+    assert lift.low == pytest.approx(math.expm1(log_t - log_c - half), abs=1e-12)
+    assert lift.high == pytest.approx(math.expm1(log_t - log_c + half), abs=1e-12)
+
+
+@given(claim=st.floats(0.01, 2), a=st.floats(-1, 3), b=st.floats(-1, 3))
+def test_the_notebooks_verdict_is_the_packages(hand_written, claim, a, b):
+    low, high = sorted((a, b))
+    assert hand_written["judge"](claim, Lift(0.0, low, high, 1.0)) == verdict(claim, low, high)
 
 
 # -- every error by its message --------------------------------------------------------------------------------------------
