@@ -17,7 +17,6 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +66,9 @@ def start(name, seed=0):
     _state = _State(name=name)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 -- libraries that still draw from the global generator
-    if find_spec("adlib.plots"):
-        from adlib import plots  # late: matplotlib is slow to import, and only notebooks draw
+    from adlib import plots  # late: matplotlib is slow to import, and only notebooks draw
 
-        plots.style()
+    plots.style()
     _register_guard()
     versions = {"adlib": __version__, "Python": platform.python_version()}
     versions |= {

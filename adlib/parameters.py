@@ -90,12 +90,16 @@ def declared_parameters(source):
             raise ParameterError(
                 f"in the parameters cell, the default in `{line}` should be a plain value, not an expression."
             ) from None
-        parameter = Parameter(node.target.id, kinds[0], optional, default, comments.get(node.end_lineno, ""))
+        parameter = Parameter(node.target.id, kinds[0], optional, default, _help(node, comments))
         parameter.accept(default)
         if parameter.name in found:
             raise ParameterError(f"in the parameters cell, {parameter.name} is declared twice.")
         found[parameter.name] = parameter
     return found
+
+
+def _help(node, comments):
+    return " ".join(comments[line] for line in range(node.lineno, node.end_lineno + 1) if line in comments)
 
 
 def check_name(name, known):

@@ -45,9 +45,13 @@ def soil(
     if not 0 <= share <= 0.5:
         raise ValueError(f"share is a part of the rows between 0 and 0.5, not {share}.")
     dirty, truth = dict(tables), []
-    for number, name in enumerate(t for t in ("events", "impressions") if t in tables):
+    names = [t for t in ("events", "impressions") if t in tables]
+    people = np.sort(pd.concat([tables[t].user_id for t in names]).unique())
+    rows = max(len(tables[t]) for t in names)
+    robots = np.random.default_rng([seed, 15]).choice(people, max(1, round(share * rows / 2400)), replace=False)
+    for number, name in enumerate(names):
         rng = np.random.default_rng([seed, 14, number])
-        frame, planted = _spoil(tables[name].reset_index(drop=True), name, share, rng)
+        frame, planted = _spoil(tables[name].reset_index(drop=True), name, share, robots, rng)
         order = np.argsort(
             rng.random(len(frame)) + np.arange(len(frame)) // 5000
         )  # neighbours mix, the log stays roughly in time
@@ -61,13 +65,13 @@ def soil(
 
 
 def _spoil(
-    frame: pd.DataFrame, name: str, share: float, rng: np.random.Generator
+    frame: pd.DataFrame, name: str, share: float, accounts: np.ndarray, rng: np.random.Generator
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Spoil disjoint groups of rows, one per rule, then append robots and duplicates; rows are positions in the result."""
     money, other = ("amount", "product_id") if name == "events" else ("revenue", "creative_id")
     each, n = max(1, round(share * len(frame) / 6)), len(frame)
-    robots = _robot_rows(frame, max(40, each), rng)
-    account = frame.user_id.isin(robots.user_id.unique()).to_numpy()  # all that a robot's account did is a robot's
+    robots = _robot_rows(frame, max(40 * len(accounts), each), accounts, rng)
+    account = frame.user_id.isin(accounts).to_numpy()  # all that a robot's account did is a robot's
     paid = rng.permutation(np.flatnonzero((frame[money].to_numpy() > 0) & ~account))
     outliers = paid[: min(each, len(paid) // 10)]
     free = rng.permutation(np.flatnonzero((frame[money].to_numpy() == 0) & ~account))
@@ -91,11 +95,10 @@ def _spoil(
     return pd.concat([frame, robots, frame.iloc[np.sort(copies)]], ignore_index=True), planted
 
 
-def _robot_rows(frame: pd.DataFrame, n: int, rng: np.random.Generator) -> pd.DataFrame:
-    """n rows of accounts that act every one to three seconds, made from ordinary rows; a robot has at least 40 of them."""
-    accounts = rng.choice(frame.user_id.dropna().unique(), max(1, n // 400), replace=False)
+def _robot_rows(frame: pd.DataFrame, n: int, accounts: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
+    """n rows of accounts that act every one to three seconds, made from ordinary rows."""
     rows = frame.iloc[rng.integers(0, len(frame), n)].copy()
-    rows["user_id"] = np.resize(np.repeat(accounts, max(40, -(-n // len(accounts)))), n)
+    rows["user_id"] = np.repeat(accounts, -(-n // len(accounts)))[:n]
     if "impression_id" in rows:
         rows["impression_id"] = [f"b{i:09d}" for i in range(n)]
     start = frame["timestamp"].iloc[len(frame) // 2].value // 1000

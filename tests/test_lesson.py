@@ -151,7 +151,9 @@ data: str = "market"  # where the tables # come from
 seed: int = 0
 rate: float = 1  # share
 flag: bool = False  # switch
-limit: int | None = None  # at most
+limit: int | None = (
+    None  # at most
+)
 """
 
 
@@ -159,7 +161,12 @@ def test_declared_parameters_have_type_default_and_help():
     found = parameters.declared_parameters(SOURCE)
     assert list(found) == ["data", "seed", "rate", "flag", "limit"]
     assert found["data"] == parameters.Parameter("data", "str", False, "market", "where the tables # come from")
-    assert found["limit"].optional and found["limit"].type == "int" and found["seed"].help == ""
+    assert (
+        found["limit"].help == "at most"
+        and found["limit"].optional
+        and found["limit"].type == "int"
+        and found["seed"].help == ""
+    )
 
 
 @pytest.mark.parametrize(
