@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 # How much one event says about interest: a purchase costs a shopper more than a view. The ladder is a convention.
@@ -262,16 +261,18 @@ def stability(X: np.ndarray, k: int, seed: int = 0, *, n_boot: int = 20, n_init:
 
 
 def interval(score: Callable[..., float], *columns: np.ndarray, n_boot: int = 300, seed: int = 0) -> Interval:
-    """Give score(*columns) a 95 % percentile interval by resampling shoppers, the rows that all columns (n,) share.
+    """Give score(*columns) a 95 % bootstrap interval: resample shoppers, the rows that all columns (n,) share.
 
-    Groupings are held fixed: what another run of K-means would change is not in the interval. It always holds the
-    estimate, which resampling can miss. Raises ValueError if the columns do not list the same two or more shoppers. Efron and Tibshirani (1993), An Introduction to the Bootstrap.
+    The percentiles are centred on the estimate: a shopper drawn twice agrees with itself, which lifts an ARI a little.
+    Groupings are held fixed: what another run of K-means would change is not in the interval. Raises ValueError if the
+    columns do not list the same two or more shoppers. Efron and Tibshirani (1993), An Introduction to the Bootstrap.
     Taught in notebooks/02_audience_clustering.ipynb, section 4.
     """
     columns = [np.asarray(column) for column in columns]
     if len(columns[0]) < 2 or len({len(column) for column in columns}) > 1:
         raise ValueError(f"columns must list the same two or more shoppers; they list {[len(c) for c in columns]}")
-    how = {"vectorized": False, "method": "percentile", "n_resamples": n_boot, "rng": seed}
-    drawn = bootstrap((np.arange(len(columns[0])),), lambda i: score(*(column[i] for column in columns)), **how)
-    (low, high), estimate = drawn.confidence_interval, float(score(*columns))
+    rng, n, estimate = np.random.default_rng(seed), len(columns[0]), float(score(*columns))
+    picks = (rng.integers(n, size=n) for _ in range(n_boot))
+    draws = np.array([score(*(column[pick] for column in columns)) for pick in picks])
+    low, high = np.quantile(draws, [0.025, 0.975]) - draws.mean() + estimate
     return Interval(estimate, min(float(low), estimate), max(float(high), estimate))

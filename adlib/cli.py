@@ -1,5 +1,6 @@
 """The command `adlib`: run, list, fetch, assets, check. What is slow to import is imported by the command that needs it."""
 
+import shlex
 import sys
 from typing import Annotated
 
@@ -16,29 +17,34 @@ app = typer.Typer(
 COLOURS = {"completed": "green", "running": "cyan", "waiting": "dim", "not run": "yellow", "interrupted": "yellow"}
 
 
+Option = typer.Option
+Folder = Annotated[str | None, Option("--notebooks", metavar="FOLDER", help="Other lessons, such as your own copy.")]
+Lessons = Annotated[
+    list[str] | None,
+    typer.Argument(help='"03", "03_ctr_modeling" or "01-03"; without it all.', show_default=False),
+]
+Parameter = Annotated[
+    list[str] | None,
+    Option("--parameter", "-p", metavar="NAME=VALUE", help="Set a parameter in all lessons that have it."),
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Assets by name; without it those of a default run.", show_default=False),
+]
+
+
 @app.command()
 def run(
-    lessons: Annotated[
-        list[str] | None, typer.Argument(help='"03", "03_ctr_modeling" or "01-03"; without it all.', show_default=False)
-    ] = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Set a parameter in all lessons that have it."),
-    ] = None,
-    profile: Annotated[str | None, typer.Option(help="A file of notebooks/profiles: cpu, workshop or gpu.")] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Your own tables (CSV or Parquet) instead of the market.")
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Lessons at a time.")] = 2,
-    out: Annotated[str, typer.Option(help="Where the results go.")] = "runs/latest",
-    force: Annotated[bool, typer.Option("--force", help="Run also what has not changed.")] = False,
-    save: Annotated[
-        bool, typer.Option("--save", help="Write the outputs back into notebooks/ (for those who change the course).")
-    ] = False,
-    notebooks: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Another folder of lessons, such as your own copy.")
-    ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="End a lesson that takes longer.")] = None,
+    lessons: Lessons = None,
+    parameter: Parameter = None,
+    profile: Annotated[str | None, Option(help="A file of notebooks/profiles: cpu, workshop or gpu.")] = None,
+    data: Annotated[str | None, Option(metavar="FOLDER", help="Your own tables instead of the market.")] = None,
+    jobs: Annotated[int, Option(min=1, help="Lessons at a time.")] = 2,
+    out: Annotated[str, Option(help="Where the results go.")] = "runs/latest",
+    force: Annotated[bool, Option("--force", help="Run also what has not changed.")] = False,
+    save: Annotated[bool, Option("--save", help="Write the outputs back into the notebooks, to commit them.")] = False,
+    notebooks: Folder = None,
+    timeout: Annotated[float | None, Option(metavar="MINUTES", help="End a lesson that takes longer.")] = None,
 ):
     """Run lessons in order and write a report that opens without a network.
 
@@ -51,54 +57,46 @@ def run(
     - `adlib run 01-03 --data my_shop/ --out runs/my_shop` runs three lessons on your own tables.
     - `adlib run --profile workshop` is smaller, for ninety minutes with a class.
     """
-    from pathlib import Path
-
-    from adlib import course
-    from adlib.results import save as save_outputs
+    from adlib import course, results
 
     if save and (parameter or profile or data):
         raise course.CourseError("--save keeps the outputs of the default run: leave out -p, --profile and --data.")
+    asked = {"parameters": parameter or (), "profile": profile, "data": data, "out": out, "folder": notebooks}
     with _Progress() as progress:
         try:
-            results = course.run(
-                lessons or (),
-                parameters=parameter or (),
-                profile=profile,
-                data=data,
-                jobs=jobs,
-                out=out,
-                force=force,
-                folder=notebooks,
-                timeout=timeout and timeout * 60,
-                tell=progress.show,
-            )
+            limit = timeout and timeout * 60
+            found = course.run(lessons or (), **asked, jobs=jobs, force=force, timeout=limit, tell=progress.show)
         except KeyboardInterrupt:
             progress.close()
             typer.secho(
                 "Interrupted. Finished lessons are kept; the same command goes on from here.", fg="yellow", err=True
             )
             raise typer.Exit(130) from None
-    for result in results.values():
+    for result in found.values():
         if result.failure:
-            _failure(result, out, parameter or (), data)
-    if save:
-        for path in save_outputs(results, out, notebooks):
-            typer.echo(f"saved {path.name}")
-    typer.echo(f"Report: {Path(out, 'index.html')}")
-    raise typer.Exit(0 if all(r.status == "completed" for r in results.values()) else 1)
+            _failure(result, **asked)
+    for path in results.save(found, out, notebooks) if save else ():
+        typer.echo(f"saved {path.name}")
+    typer.echo(f"Report: {out}/index.html")
+    raise typer.Exit(0 if all(r.status == "completed" for r in found.values()) else 1)
 
 
-def _failure(result, out, parameters, data):
+def _failure(result, parameters, profile, data, out, folder):
     """Print what failed in at most five lines: lesson, cell, error, source line, how to look and go on."""
-    options = "".join(f" -p {text}" for text in parameters) + (f" --data {data}" if data else "")
-    options += f" --out {out}" if out != "runs/latest" else ""
+    words = [word for text in parameters for word in ("-p", text)]
+    given = {
+        "--profile": profile,
+        "--data": data,
+        "--notebooks": folder,
+        "--out": out if out != "runs/latest" else None,
+    }
+    words += [word for option, value in given.items() if value for word in (option, value)]
     typer.echo(err=True)
     for line, colour in zip(result.failure, ["red", None, "red", None], strict=False):
         typer.secho(line, fg=colour, err=True)
     if result.status != "not run":
-        typer.echo(
-            f"full traceback: {out}/{result.lesson}/notebook.html; again: adlib run {result.lesson}{options}", err=True
-        )
+        again = shlex.join(["adlib", "run", result.lesson, *words])
+        typer.echo(f"full traceback: {out}/{result.lesson}/notebook.html; again: {again}", err=True)
 
 
 class _Progress:
@@ -140,7 +138,7 @@ class _Progress:
         colour = COLOURS.get(result.status, "red")
         missed = sum(not c["ok"] for c in result.checks)
         more = {
-            "running": f"{result.cells}/{result.of} cells",
+            "running": f"{result.cells}/{result.of} cells" if self.live else "",
             "waiting": "",
             "not run": "; ".join(result.failure[-1:]),
         }
@@ -158,7 +156,8 @@ class _Progress:
 
 @app.command("list")
 def list_lessons(
-    parameters: Annotated[bool, typer.Option("--parameters", help="Show each lesson's parameters too.")] = False,
+    parameters: Annotated[bool, Option("--parameters", help="Show each lesson's parameters too.")] = False,
+    notebooks: Folder = None,
 ):
     """Show the lessons: question, minutes, which they need, and with --parameters what you can set.
 
@@ -167,7 +166,7 @@ def list_lessons(
     from adlib import syllabus
 
     table = _Table("Lesson", "Question", "Minutes", "Needs")
-    every = syllabus.lessons()
+    every = syllabus.lessons(notebooks)
     for x in every:
         table.add(x.name, x.question, str(x.minutes), ", ".join(n[:2] for n in x.needs))
     table.print()
@@ -180,12 +179,8 @@ def list_lessons(
 
 @app.command()
 def fetch(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Assets by name; without it those of a default run.", show_default=False)
-    ] = None,
-    mirror: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Also lay them out here, such as on a USB stick for a class.")
-    ] = None,
+    names: Names = None,
+    mirror: Annotated[str | None, Option(metavar="FOLDER", help="Also lay them out here, such as on a stick.")] = None,
 ):
     """Fetch real data and models into the cache; every file is checked by its hash.
 

@@ -37,7 +37,9 @@ def device(prefer: str = "auto") -> torch.device:
     if not here[name]:
         raise ValueError(f'This machine has no {name} device that PyTorch can use. Choose "auto" or "cpu".')
     if name == "cuda" and index and int(index) >= torch.cuda.device_count():
-        raise ValueError(f"There is no {prefer}: PyTorch sees {torch.cuda.device_count()} CUDA device(s), counted from 0.")
+        raise ValueError(
+            f"There is no {prefer}: PyTorch sees {torch.cuda.device_count()} CUDA device(s), counted from 0."
+        )
     return torch.device(prefer)
 
 
@@ -81,7 +83,7 @@ def seed_everything(seed: int) -> np.random.Generator:
         raise ValueError(f"seed must be an integer from 0 to 4294967295, got {seed!r}.")
     seed = int(seed)
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002: libraries that still read the global state
+    np.random.seed(seed)  # noqa: NPY002 -- libraries that still read the global state
     torch.manual_seed(seed)
     return np.random.default_rng(seed)
 

@@ -87,9 +87,8 @@ class CTRModel(ClassifierMixin, BaseEstimator):
 
     logit = bias + Σ_i w_i + Σ_{i<j} <v_i, v_j> + MLP(v_1, …, v_f, numbers). ``"lr"`` (logistic regression) is the first two
     terms, ``"fm"`` the first three, ``"deepfm"`` all four. Every value has its row (w, v) in one stacked table, and every
-    number one that it scales, trained by
-    ``RowAdagrad``; the dense weights by Adam; both rates rise over a tenth of the steps, then
-    fall to zero; the bias starts at the base rate.
+    number one that it scales; ``RowAdagrad`` trains them, Adam the dense weights. Both rates rise over a tenth of the steps
+    and then fall to zero. The bias starts at the base rate and is settled in the end, so that the mean prediction is right.
 
     Parameters
     ----------
@@ -104,7 +103,8 @@ class CTRModel(ClassifierMixin, BaseEstimator):
 
     Attributes
     ----------
-    classes_ (0, 1), base_rate_, encoder_, table_ (slots, 1 + dim), network_, loss_curve_ (nats, ten values an epoch).
+    classes_ (0, 1), base_rate_, encoder_, table_ (slots, 1 + dim), network_; saved_curve_, ten values an epoch: nats saved
+    against the base rate on batches before they are learnt from (progressive validation, as long as it is epoch one).
 
     Raises
     ------
@@ -164,16 +164,15 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         table = RowAdagrad(self.table_, self.initial_accumulator)
         dense = torch.optim.Adam(self.network_.parameters(), lr=self.dense_learning_rate, fused=True)
         order = torch.cat([torch.randperm(len(y)) for _ in range(self.epochs)])
-        batches, losses = order.split(self.batch_size), []
+        batches, saved = order.split(self.batch_size), []
         self.network_.train()
         for step, batch in enumerate(batches):
             decay = min(1 - step / len(batches), (step + 1) / (0.1 * len(batches)))
             dense.param_groups[0]["lr"] = self.dense_learning_rate * decay
             part = (t[batch].to(self.device) for t in (slots, numbers, y))
-            losses.append(self._step(*part, table, dense, self.learning_rate * decay))
+            saved.append(self._step(*part, table, dense, self.learning_rate * decay))
         self.network_.eval()
-        tenths = np.array_split(np.array(losses), min(10 * self.epochs, len(losses)))
-        self.loss_curve_ = [float(part.mean()) for part in tenths]
+        self.saved_curve_ = [float(part.mean()) for part in np.array_split(saved, min(10 * self.epochs, len(saved)))]
 
     def _step(self, slots, numbers, y, table: RowAdagrad, dense: torch.optim.Optimizer, rate: float) -> float:
         """One step down the summed loss of a batch, the sum being what the accumulators are measured in."""
@@ -185,7 +184,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         loss.backward()
         dense.step()
         table.step(used, rows.grad, rate)
-        return loss.item() / len(y)
+        return log_losses(y.cpu(), self.base_rate_).mean() - loss.item() / len(y)  # of rows not yet learnt from
 
     def _used(self, slots: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Table rows that a batch reads: one a value, then the last ones of the table, one a number."""

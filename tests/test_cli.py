@@ -88,7 +88,7 @@ def test_run_tells_progress_failures_in_five_lines_and_where_the_report_is(tmp_p
         "cell 5 of 6, in section “2.1 Division”",
         "ZeroDivisionError: division by zero",
         "line 1: 1 / 0",
-        "full traceback: runs/latest/02_b/notebook.html; again: adlib run 02_b -p seed=3",
+        "full traceback: runs/latest/02_b/notebook.html; again: adlib run 02_b -p seed=3 --notebooks notebooks",
     ]
     again = adlib("run", "01", "--notebooks", "notebooks", "-p", "seed=3", cwd=tmp_path)
     assert again.returncode == 0 and "unchanged" in again.stdout
@@ -113,7 +113,16 @@ def test_assets_shows_every_entry_of_the_registry():
 
 def test_check_answers_each_question_and_says_how_to_mend(monkeypatch, capsys):
     found = readiness.findings()
-    assert [f.what for f in found[:8]] == ["Python", "Packages", "Lessons", "Disk", "Memory", "Cores", "Device", "Kernel"]
+    assert [f.what for f in found[:8]] == [
+        "Python",
+        "Packages",
+        "Lessons",
+        "Disk",
+        "Memory",
+        "Cores",
+        "Device",
+        "Kernel",
+    ]
     assert all(f.ok for f in found if f.what in ("Python", "Kernel", "Disk")), found
     assert {f.what for f in found} >= {f"Asset {name}" for name in assets.default_names()}
     for points, code in (

@@ -1,0 +1,143 @@
+"""The two small language models, read from their assets, and what every use of them needs: batches, padding, number format.
+
+Taught in notebooks/05_gpu_fine_tuning.ipynb, section 1.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from adlib import assets, checkpoints, compute
+
+MAX_TOKENS = 512  # of a prompt with its target; a compact prompt has about 40
+
+
+def load_smollm2(
+    *, dtype: torch.dtype | None = None, device: str = "auto", cache: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load SmolLM2-135M-Instruct (Allal et al. 2025, arXiv 2502.02737) from the asset ``smollm2``.
+
+    The first call decodes the 4-bit file. With ``cache`` the result is kept beside the assets (270 MB in bfloat16), and the
+    next call reads that; a damaged copy is made anew.
+
+    Parameters
+    ----------
+    dtype : number format of the weights; None: ``compute.dtype`` of the device.
+    device : see ``compute.device``.
+
+    Returns
+    -------
+    (model, tokenizer), the model in evaluation mode.
+
+    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 1.
+    """
+    place = compute.device(device)
+    dtype = dtype or compute.dtype(place)
+    source, registered = assets.path("smollm2"), assets.registry()["smollm2"].files[0].sha256
+    digest = hashlib.sha256(f"{registered} {dtype}".encode()).hexdigest()[:12]
+    folder = assets.cache_folder() / "converted" / f"smollm2-{digest}"
+    try:
+        if not cache:
+            raise FileNotFoundError
+        checkpoints.verify(folder)
+        config, weights = LlamaConfig.from_pretrained(folder), load_file(folder / "model.safetensors")
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, checkpoints.DamagedFile):
+        metadata, tensors = checkpoints.read_gguf(source)
+        config = checkpoints.llama_config(metadata, tied="output.weight" not in tensors)
+        weights, tokenizer = checkpoints.llama_weights(tensors, config, dtype), checkpoints.gguf_tokenizer(metadata)
+        if cache:
+            _keep(folder, config, weights, tokenizer)
+    model = checkpoints.llama_model(config, weights)
+    model.name_or_path = "SmolLM2-135M-Instruct"
+    if place.type == "cpu":  # on short sequences the backward pass of the fused kernel is slow there
+        model.set_attn_implementation("eager")
+    return model.to(place), tokenizer
+
+
+def _keep(folder: Path, config: LlamaConfig, weights: dict, tokenizer: PreTrainedTokenizerFast) -> None:
+    try:
+        with checkpoints.whole_folder(folder) as partial:
+            config.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            save_file(weights, partial / "model.safetensors")
+    except OSError as error:
+        if not folder.is_dir():  # otherwise another process was faster, and its copy is as good
+            warnings.warn(
+                f"The decoded model could not be kept ({error}); it is decoded again next time.", stacklevel=3
+            )
+
+
+def load_minilm(*, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load all-MiniLM-L6-v2 (Wang et al. 2020, arXiv 2002.10957; Reimers and Gurevych 2019) in float32 from the asset ``minilm``.
+
+    Returns
+    -------
+    (model, tokenizer), the model in evaluation mode.
+
+    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 5.
+    """
+    place, folder = compute.device(device), assets.path("minilm")
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    tokenizer.backend_tokenizer.no_padding()  # the file asks for 128 columns whatever the texts
+    return model.eval().to(place), tokenizer
+
+
+# ---- texts and batches -----------------------------------------------------------------------------------------------
+
+
+def checked_texts(texts: Sequence[str], what: str) -> list[str]:
+    if isinstance(texts, str):
+        raise ValueError(f"The {what} must be a list of texts, not one text.")
+    if len(texts) == 0:
+        raise ValueError(f"There are no {what}: the list is empty.")
+    for i, text in enumerate(texts := list(texts)):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"Text {i} of the {what} is empty or not a text: {text!r}. Remove it first.")
+    return texts
+
+
+def length_batches(lengths: Sequence[int], size: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
+    """Batches of row numbers with similar lengths, so that little is padded; in random order if a generator is given."""
+    lengths = np.asarray(lengths)
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    window = len(lengths) if rng is None else 8 * size  # sorted as a whole, every epoch would have the same batches
+    windows = np.split(order, range(window, len(order), window))
+    order = np.concatenate([w[np.argsort(lengths[w], kind="stable")] for w in windows])
+    batches = np.split(order, range(size, len(order), size))
+    return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
+
+
+def padded(
+    rows: Sequence[list[int]], pad: int, place: torch.device, *, left: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask of rows of unequal length, (n, longest) int64 both."""
+    width = max(map(len, rows))
+    fill = (
+        (lambda row, value: [value] * (width - len(row)) + row)
+        if left
+        else (lambda row, value: row + [value] * (width - len(row)))
+    )
+    ids, mask = [fill(row, pad) for row in rows], [fill([1] * len(row), 0) for row in rows]
+    return torch.tensor(ids, device=place), torch.tensor(mask, device=place)
+
+
+@contextmanager
+def arithmetic(place: torch.device, number: torch.dtype) -> Iterator[None]:
+    """Matrix products in bfloat16 where the weights are (adapters stay float32), else in the fast float32 of the CPU."""
+    with compute.fast_cpu(), torch.autocast(place.type, torch.bfloat16, enabled=number == torch.bfloat16):
+        yield
