@@ -30,6 +30,21 @@ def by_persona(key: str) -> np.ndarray:
     return np.array([getattr(p, key) for p in PERSONAS], dtype=np.float64)
 
 
+def stock(category: np.ndarray, price: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
+    """Products table of goods whose category (n,), index into ``CATEGORIES``, and price (n,), in yuan, are given."""
+    of = [CATEGORIES[c] for c in category]
+    frame = pd.DataFrame({"product_id": [f"p{i:04d}" for i in range(len(of))], "category": [c.name for c in of]})
+    frame["brand"] = rng.choice(TRUTH["catalogue"]["brands"], len(of))
+    frame["price"] = price.round(0)
+    frame["colour"] = rng.choice(TRUTH["catalogue"]["colours"], len(of))
+    frame["material"] = [c.materials[j] for c, j in zip(of, rng.integers(0, 4, len(of)), strict=True)]
+    frame["features"] = ["|".join(rng.choice(c.features, 3, replace=False)) for c in of]
+    frame.insert(1, "title", frame.brand + " " + frame.colour + " " + frame.category)
+    frame["description"] = [fact_sentence(p, 0) for p in frame.to_dict("records")]
+    frame["image"] = [f"{c.replace(' ', '-').lower()}/{i:04d}" for i, c in enumerate(frame.category)]
+    return frame
+
+
 def fact_sentence(product: Mapping, style: int, features: int = 3) -> str:
     """One sentence with the product's brand, colour, material and its first features, in one of the planted styles."""
     names = str(product["features"]).split("|")[:features]

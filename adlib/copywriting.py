@@ -75,10 +75,7 @@ def covered(text: str, product: Mapping) -> dict[str, bool]:
 
 
 def coverage(text: str, product: Mapping) -> float:
-    """Share of the product's facts that the text names, 0 to 1; 0 for a product without facts.
-
-    Taught in notebooks/06_creative_text.ipynb, section 2.
-    """
+    """Share of the product's facts that the text names, 0 to 1; 0 without facts. Taught in notebooks/06_creative_text.ipynb, section 2."""
     hits = covered(text, product)
     return sum(hits.values()) / len(hits) if hits else 0.0
 
@@ -97,9 +94,8 @@ def unsupported_claims(text: str, product: Mapping) -> tuple[str, ...]:
     """Known claims (``CLAIMS``) and numbers in the text that the product's facts, price and description do not support.
 
     The product's own facts are taken out of the text first, so that "forest green" is a colour and "green without the lecture" a claim. A closed list
-    sees only what is on it; ``unsupported_words`` goes further. The market's shoppers read ads through this function.
-
-    Taught in notebooks/06_creative_text.ipynb, section 3.
+    sees only what is on it; ``unsupported_words`` goes further. The market's shoppers read ads through this function. Taught in
+    notebooks/06_creative_text.ipynb, section 3.
     """
     plain = _plain(text)
     claims = dict.fromkeys(_CLAIM.findall(plain))
@@ -118,8 +114,7 @@ def neutral_vocabulary(texts: Sequence[str], products: Sequence[Mapping], minimu
 
     Parameters
     ----------
-    texts, products : ads by people and the product of each, equally long.
-    minimum : products that a word must be seen with.
+    texts, products : ads by people and the product of each, equally long. minimum : products that a word must be seen with.
 
     Returns
     -------
@@ -144,13 +139,7 @@ def unsupported_words(text: str, product: Mapping, neutral: Collection[str]) -> 
 
     The vocabulary is open: a word that nobody listed is suspect until the product or the copywriters' language vouches for it. The price are false
     alarms on harmless new words. Single words are looked at, so facts that are put together wrongly ("leather lining" of a leather shoe with a warm
-    lining) pass.
-
-    Parameters
-    ----------
-    neutral : from ``neutral_vocabulary``.
-
-    Taught in notebooks/06_creative_text.ipynb, section 3.
+    lining) pass. `neutral` comes from ``neutral_vocabulary``. Taught in notebooks/06_creative_text.ipynb, section 3.
     """
     facts = _facts(product)
     vouched = stems(facts) | set(neutral)
@@ -230,10 +219,7 @@ def distinct(texts: Iterable[str], n: int = 2) -> float:
 
 
 def verbatim_share(texts: Iterable[str], reference: Iterable[str]) -> float:
-    """Share of the texts' sentences that stand word for word in the reference texts, 0 to 1; 0 without any sentence.
-
-    Taught in notebooks/06_creative_text.ipynb, section 5.
-    """
+    """Share of the texts' sentences that stand word for word in the reference texts, 0 to 1; taught as ``distinct``."""
     known = {_plain(s) for text in reference for s in sentences(text)}
     own = [_plain(s) in known for text in texts for s in sentences(text)]
     return sum(own) / len(own) if own else 0.0
@@ -307,7 +293,7 @@ def _value(number: str) -> float:
 
 def _present(product: Mapping, key: str) -> bool:
     value = product.get(key)
-    return value is not None and value == value and str(value).strip() != ""
+    return not pd.isna(value) and str(value).strip() != ""
 
 
 def _plain(text: str) -> str:

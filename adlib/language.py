@@ -19,7 +19,7 @@ import peft
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from adlib import checkpoints, compute, lesson

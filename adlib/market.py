@@ -6,7 +6,6 @@ Every number planted here stands with its source in ``market.toml``. Taught in n
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,23 +118,11 @@ class Market:
         log_price = rng.normal(0, 0.35, n) + 0.1 * self.quality
         price = np.array([CATEGORIES[c].price for c in self.category]) * np.exp(log_price)
         self._price_z = (log_price - log_price.mean()) / max(log_price.std(), 1e-9)
-        of = [CATEGORIES[c] for c in self.category]
-        frame = pd.DataFrame({"product_id": [f"p{i:04d}" for i in range(n)], "category": [c.name for c in of]})
-        frame["brand"] = rng.choice(CATALOGUE.brands, n)
-        frame["price"] = price.round(0)
-        frame["colour"] = rng.choice(CATALOGUE.colours, n)
-        frame["material"] = [c.materials[j] for c, j in zip(of, rng.integers(0, 4, n), strict=True)]
-        frame["features"] = ["|".join(rng.choice(c.features, 3, replace=False)) for c in of]
-        frame.insert(1, "title", frame.brand + " " + frame.colour + " " + frame.category)
-        frame["description"] = [catalogue.fact_sentence(p, 0) for p in frame.to_dict("records")]
-        frame["image"] = [f"{c.replace(' ', '-').lower()}/{i:04d}" for i, c in enumerate(frame.category)]
-        self.products = frame
+        self.products = catalogue.stock(self.category, price, rng)
 
     def _read_creatives(self) -> None:
-        ads, row = (
-            self.creatives.reset_index(drop=True),
-            dict(zip(self.products.product_id, range(self.n_products), strict=True)),
-        )
+        ads = self.creatives.reset_index(drop=True)
+        row = dict(zip(self.products.product_id, range(self.n_products), strict=True))
         unknown = sorted(set(ads.product_id) - set(row))
         if unknown:
             raise ValueError(f"These ads are for products the market does not have: {', '.join(unknown[:5])}.")
@@ -160,9 +147,9 @@ class Market:
         )
         ad = context.candidates[:, 0]
         logit = self.click_logit(context, ad, np.zeros(len(ad)))
-        self._intercept = _solve(logit, self.base_rate)
+        self._intercept = traffic.solve_intercept(logit, self.base_rate)
         click = sigmoid(logit + self._intercept)
-        self._conversion_intercept = _solve(
+        self._conversion_intercept = traffic.solve_intercept(
             self.conversion_logit(context.user, ad), TRUTH["rates"]["conversion"], click
         )
 
@@ -237,10 +224,8 @@ class Market:
         time = pd.DatetimeIndex(impressions.timestamp).as_unit("us").asi8
         device = index(CONTEXT.devices, impressions.device)
         channel = index(CONTEXT.channels, impressions.channel)
-        none = np.zeros((len(user), 0), int)
-        return Context(
-            user, none, none, time, traffic.hour_of(time), impressions.position.to_numpy(), device, channel
-        ), ad
+        none, position = np.zeros((len(user), 0), int), impressions.position.to_numpy()
+        return Context(user, none, none, time, traffic.hour_of(time), position, device, channel), ad
 
     def candidate_sets(self, k: int = 4, n: int = 4096) -> np.ndarray:
         """(n, k) sets of different ads that compete for a slot; each decision of the log draws one of these sets."""
@@ -252,10 +237,8 @@ class Market:
             self._sets[k, n] = np.argpartition(order, k - 1, axis=1)[:, :k].astype(np.int32)
         return self._sets[k, n]
 
-    def stream(
-        self, policy: Policy | None = None, n: int = 100_000, seed: int = 0, *, candidates=None
-    ) -> Iterator[pd.DataFrame]:
-        """Serve n decisions and yield the log in chunks, so that memory stays bounded; see ``serve``."""
+    def stream(self, policy: Policy | None = None, n: int = 100_000, seed: int = 0, *, candidates=None) -> Iterator:
+        """Serve n decisions and yield the log in chunks (DataFrames), so that memory stays bounded; see ``serve``."""
         yield from traffic.stream(self, policy, n, seed, candidates)
 
     def serve(
@@ -267,7 +250,7 @@ class Market:
         ----------
         policy : function from Context to probabilities, shape (n, k), each row summing to one; None chooses uniformly.
         n : decisions.
-        seed : same seed, same rows, whatever the chunk.
+        seed : same seed, same rows.
         candidates : (sets, k) indices into ``creatives``; default ``candidate_sets()``.
         bots : share of the rows replaced by click robots (accounts in ``robots``), for lesson 01.
 
@@ -373,22 +356,6 @@ def load(
     return shop.tables(n, seed), shop
 
 
-def write_sample(folder: str | Path) -> list[Path]:
-    """Write the small tables of ``data/sample`` (CSV, under 3 MB): 300 shoppers, 40 products, 6,000 impressions."""
-    shop = Market(seed=0, n_users=300, n_products=40)
-    made = shop.tables(6000, seed=0) | {"events": shop.events(0, per_user=15), "reviews": shop.reviews(0, n=300)}
-    return tables.write(made, folder)
-
-
 def training_pairs(market: Market, n: int, seed: int = 0, brands: list[str] | None = None) -> pd.DataFrame:
     """Human copy of this market's products to learn from; see ``catalogue.training_pairs``."""
     return catalogue.training_pairs(market.products, n, seed, brands)
-
-
-def _solve(logit: np.ndarray, rate: float, weight: np.ndarray | None = None) -> float:
-    """Intercept b with (weighted) mean σ(logit + b) = rate, by bisection."""
-    low, high = -30.0, 30.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.average(sigmoid(logit + middle), weights=weight) < rate else (low, middle)
-    return middle

@@ -22,9 +22,10 @@ pre, code { font: .86em/1.45 ui-monospace, Consolas, monospace; } pre { margin: 
 .input_area, .text_cell_render pre { background: #f6f8fa; border-left: 3px solid #d0d7de; padding: .5rem .75rem; margin: .75rem 0 .25rem; }
 .output_subarea { padding: .15rem .75rem; overflow-x: auto; } .output_stderr, .muted { color: #57606a; } .output_error { color: #b42318; }
 img { max-width: 100%; height: auto; } blockquote { margin: 0; padding-left: 1rem; border-left: 3px solid #d0d7de; color: #57606a; }
-table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #d8dee4; text-align: right; vertical-align: top; }
-th:first-child, td:first-child, .text td, .text th { text-align: left; } math[display=block] { margin: .75rem 0; overflow-x: auto; }
+table { border: 0; border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
+th, td { padding: .25rem .6rem; border: 0; border-bottom: 1px solid #d8dee4; text-align: right; vertical-align: top; }
+@media (max-width: 30rem) { body { padding: .6rem; } th, td { padding: .25rem .35rem; } }
+th:first-child, td:first-child { text-align: left; } math[display=block] { margin: .75rem 0; overflow-x: auto; }
 .good { color: #1a7f37; } .bad { color: #b42318; } .wait { color: #9a6700; } .failure { background: #fff1f0; padding: .5rem .75rem; }
 details > summary { cursor: pointer; }
 """
@@ -121,6 +122,7 @@ def lesson_page(notebook, title):
             for data in (o.data for o in cell.outputs if "text/latex" in o.get("data", {})):
                 data["text/html"] = mathml("".join(data.pop("text/latex")).strip("$ \n"), "block")
     body, _ = _exporter().from_notebook_node(notebook)
+    body = re.sub(r'href="(\d\d_\w+)\.ipynb(?=[#"])', r'href="../\1/notebook.html', body)
     css = CSS + HtmlFormatter(style="default").get_style_defs(".highlight")
     return _page(title, f'<p><a href="../index.html">All lessons</a></p>\n{body}', css)
 
@@ -142,71 +144,85 @@ def holds(value, band):
 def write_index(out, every, results, folder):
     """Write ``index.html`` below `out`: what ran, how it ended, its numbers and their bands; raises OSError if the disk is full."""
     bands = contracts(folder)
-    known = [(x, results[x.name]) for x in every if x.name in results]
-    done = sum(r.status == "completed" for _, r in known)
-    minutes = sum(r.seconds for _, r in known) / 60
-    begun = next((r.begun for _, r in known if r.begun), {})
-    versions = ", ".join(f"{k} {v}" for k, v in begun.get("versions", {}).items())
+    known = [(x, results[x.name], bands.get(x.name, {}).get("metrics", {})) for x in every if x.name in results]
+    done = sum(r.status == "completed" for _, r, _ in known)
+    minutes = sum(r.seconds for _, r, _ in known) / 60
+    begun = max((r.begun for _, r, _ in known), key=lambda b: len(b.get("versions", {})), default={})
+    about = ", ".join(f"{k} {v}" for k, v in begun.get("versions", {}).items()) + f" · {begun.get('device', '')}"
     body = [
         f"<h1>adlib: run “{html.escape(out.name)}”</h1>",
         f"<p>{done} of {len(known)} lessons completed, {minutes:.1f} minutes of work, {datetime.now():%Y-%m-%d %H:%M}.</p>",
-        f'<p class="muted">{html.escape(versions)}{" · " if versions else ""}{html.escape(begun.get("device", ""))}</p>',
-        '<div class="wide"><table><tr><th>Lesson</th><th>Status</th><th>Seconds</th><th>Checks</th><th>Bands</th></tr>',
-        *(_row(x, r, bands.get(x.name, {}).get("metrics", {})) for x, r in known),
-        "</table></div>",
-        *(_section(x, r, bands.get(x.name, {}).get("metrics", {})) for x, r in known),
+        f'<p class="muted">{html.escape(about)}</p>',
+        _table(["Lesson", "Status", "Seconds", "Checks", "Bands"], [_row(*item) for item in known]),
+        *(_section(out, *item) for item in known),
     ]
     write_atomic(out / "index.html", _page(f"adlib: {out.name}", "\n".join(body)))
 
 
+def _table(head, rows):
+    """Return a table; the cells are HTML already."""
+    lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
+    return f'<div class="wide"><table><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr>{"".join(lines)}</table></div>'
+
+
 def _mark(status):
-    kind = {"completed": "good", "waiting": "wait", "running": "wait", "not run": "wait", "interrupted": "wait"}.get(
-        status, "bad"
+    waits = status in ("waiting", "running", "not run", "interrupted")
+    return (
+        f'<span class="{"good" if status == "completed" else "wait" if waits else "bad"}">{html.escape(status)}</span>'
     )
-    return f'<span class="{kind}">{html.escape(status)}</span>'
 
 
 def _share(good, of):
     return f'<span class="{"good" if good == of else "bad"}">{good} of {of}</span>' if of else "–"
 
 
+def _title(lesson):
+    return html.escape(f"{lesson.name[:2]} {lesson.title}")
+
+
 def _row(lesson, result, bands):
     held = [holds(result.metrics[name], band) for name, band in bands.items() if name in result.metrics]
     checks = _share(sum(c["ok"] for c in result.checks), len(result.checks))
-    return (
-        f'<tr><td><a href="#{lesson.name}">{html.escape(lesson.title)}</a></td><td>{_mark(result.status)}</td>'
-        f"<td>{result.seconds:.0f}</td><td>{checks}</td><td>{_share(sum(held), len(held))}</td></tr>"
-    )
+    link = f'<a href="#{lesson.name}">{_title(lesson)}</a>'
+    return link, _mark(result.status), f"{result.seconds:.0f}", checks, _share(sum(held), len(held))
 
 
-def _section(lesson, result, bands):
+def _section(out, lesson, result, bands):
     name = html.escape(lesson.name)
-    parts = [f'<h2 id="{name}">{html.escape(lesson.title)}</h2>', f"<p>{html.escape(lesson.question)}</p>"]
-    parts.append(
-        f"<p>{_mark(result.status)}, {result.cells} of {result.of} cells, {result.seconds:.0f} s, {html.escape(result.finished)}"
-    )
-    parts.append("</p>" if result.status == "not run" else f' · <a href="{name}/notebook.html">read the lesson</a></p>')
+    ending = next((e for e in ("html", "ipynb") if (out / lesson.name / f"notebook.{e}").exists()), None)
+    link = f' · <a href="{name}/notebook.{ending}">read the lesson</a>' if ending else ""
+    facts = f"{result.cells} of {result.of} cells, {result.seconds:.0f} s, {result.finished.replace('T', ' ')}"
+    parts = [f'<h2 id="{name}">{_title(lesson)}</h2>', f"<p>{_mark(result.status)}, {html.escape(facts)}{link}</p>"]
     if result.failure:
         parts.append(f'<pre class="failure">{html.escape(chr(10).join(result.failure))}</pre>')
     parts += [f'<p class="bad">✗ {html.escape(c["message"])}</p>' for c in result.checks if not c["ok"]]
     if result.metrics:
-        note = " (the bands are meant for the defaults)" if result.parameters else ""
-        rows = "".join(_metric(k, v, bands.get(k)) for k, v in result.metrics.items())
-        parts.append(
-            f'<div class="wide"><table><tr><th>Metric</th><th>Value</th><th>Band{note}</th></tr>{rows}</table></div>'
-        )
+        note = " (meant for the defaults)" if result.parameters else ""
+        parts.append(_table(["Metric", "Value", "Interval", f"Band{note}"], _metric_rows(result.metrics, bands)))
     given = ", ".join(f"{k} = {v!r}" for k, v in result.parameters.items()) or "defaults"
     parts.append(f'<p class="muted">Parameters: {html.escape(given)}</p>')
     for item in result.skipped:
-        parts.append(
-            f'<p class="wait">Skipped: {html.escape(item["section"])}. To have it: <code>{html.escape(item["how"])}</code></p>'
-        )
+        section, how = html.escape(item["section"]), html.escape(item["how"])
+        parts.append(f'<p class="wait">Skipped: {section}. To have it: <code>{how}</code></p>')
     return "\n".join(parts)
 
 
-def _metric(name, value, band):
-    text = "–"
-    if band:
-        span = " to ".join(f"{side} {band[side]:g}" for side in ("min", "max") if side in band)
-        text = f'<span class="{"good" if holds(value, band) else "bad"}">{"✓" if holds(value, band) else "✗"} {span}</span>'
-    return f"<tr><td>{html.escape(name)}</td><td>{value:,.5g}</td><td>{text}</td></tr>"
+def _metric_rows(metrics, bands):
+    """Return a row a metric; ``x_low`` and ``x_high`` become the interval of ``x``, unless they have a band of their own."""
+    rows = []
+    for name, value in metrics.items():
+        base = name.removesuffix("_low").removesuffix("_high")
+        if base != name and base in metrics and name not in bands:
+            continue
+        ends = [metrics.get(f"{name}_{end}") for end in ("low", "high")]
+        interval = "{:,.4g} to {:,.4g}".format(*ends) if None not in ends else ""
+        rows.append((html.escape(name), f"{value:,.4g}", interval, _band(value, bands.get(name))))
+    return rows
+
+
+def _band(value, band):
+    if not band:
+        return ""
+    good = holds(value, band)
+    span = ", ".join(f"{sign} {band[side]:g}" for side, sign in (("min", "≥"), ("max", "≤")) if side in band)
+    return f'<span class="{"good" if good else "bad"}">{"✓" if good else "✗"} {span}</span>'

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from adlib import compute

@@ -237,6 +237,15 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
+def solve_intercept(logit: np.ndarray, rate: float, weight: np.ndarray | None = None) -> float:
+    """Intercept b with (weighted) mean σ(logit + b) = rate, by bisection."""
+    low, high = -30.0, 30.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.average(sigmoid(logit + middle), weights=weight) < rate else (low, middle)
+    return middle
+
+
 def hour_of(time: np.ndarray) -> np.ndarray:
     """Hour of the day, 0–23, of microseconds since 1970."""
     return (time // (DAY // 24) % 24).astype(np.int8)

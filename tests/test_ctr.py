@@ -1,6 +1,8 @@
 """Click models: the estimator against a planted truth, the measures against their formulas, every error by its words."""
 
+import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -170,6 +172,33 @@ def test_fewer_rows_than_a_batch_and_only_numbers_and_any_order_of_columns(data,
     assert np.isfinite(ctr.CTRModel().fit(X[:40], y[:40]).predict_proba(X)).all()
     assert np.isfinite(ctr.CTRModel().fit(X[["number"]], y).predict_proba(X[["number"]])).all()
     assert np.allclose(model.predict_proba(X[:9]), model.predict_proba(X[:9][["number", "noise", "ad", "who"]]))
+
+
+def by_hand():
+    """What the cells of lesson 03 with the tag by-hand define."""
+    notebook = json.loads(
+        (Path(__file__).parents[1] / "notebooks" / "03_ctr_modeling.ipynb").read_text(encoding="utf-8")
+    )
+    names = {"np": np}
+    for cell in notebook["cells"]:
+        if "by-hand" in cell["metadata"].get("tags", []):
+            exec("".join(cell["source"]), names)
+    return names
+
+
+def test_the_lesson_by_hand_agrees_with_the_package(data):
+    lesson, (X, y, _) = by_hand(), data
+    Z = pd.get_dummies(X.assign(number=(X["number"] - 7) / 40), drop_first=True, dtype=float).to_numpy()
+    Z = (Z - Z.mean(0)) / Z.std(0)
+    w, b = lesson["fit_by_hand"](Z, y)
+    p = lesson["sigmoid"](Z @ w + b)
+    theirs = LogisticRegression(C=1e9, tol=1e-8).fit(Z, y).predict_proba(Z)[:, 1]
+    assert np.abs(p - theirs).max() < 1e-4
+    assert np.abs(p - ctr.CTRModel("lr", epochs=5, batch_size=256).fit(X, y).predict_proba(X)[:, 1]).mean() < 0.01
+    slope, _ = lesson["gradient"](w + 0.3, b, Z, y)
+    nudge = [ctr.log_losses(y, lesson["sigmoid"](Z @ (w + 0.3 + e) + b)).mean() for e in 1e-5 * np.eye(len(w))]
+    here = ctr.log_losses(y, lesson["sigmoid"](Z @ (w + 0.3) + b)).mean()
+    assert np.allclose((np.array(nudge) - here) / 1e-5, slope, atol=1e-4)
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------------

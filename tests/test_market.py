@@ -266,12 +266,23 @@ def test_pictures_of_all_categories(shop, monkeypatch):
             assert name is None or label == name
 
 
+SAMPLE = Path(__file__).parents[1] / "data" / "sample"
+
+
+def write_sample(folder: Path) -> list[Path]:
+    """The small tables of data/sample: 300 shoppers, 40 products, 6,000 impressions. `python tests/test_market.py` rewrites them."""
+    shop = market.Market(seed=0, n_users=300, n_products=40)
+    made = shop.tables(6000, seed=0) | {"events": shop.events(0, per_user=15), "reviews": shop.reviews(0, n=300)}
+    return tables.write(made, folder)
+
+
 def test_the_sample_tables_are_what_the_market_writes(tmp_path):
-    committed = Path(__file__).parents[1] / "data" / "sample"
-    written = market.write_sample(tmp_path)
-    assert {p.name for p in written} == {p.name for p in committed.iterdir()}
+    written = write_sample(tmp_path)
+    assert {p.name for p in written} == {p.name for p in SAMPLE.iterdir()}
     for path in written:
-        assert path.read_bytes() == (committed / path.name).read_bytes(), (
-            f"{path.name}: run market.write_sample('data/sample')"
-        )
+        assert path.read_bytes() == (SAMPLE / path.name).read_bytes(), f"{path.name}: run python tests/test_market.py"
     assert sum(p.stat().st_size for p in written) < 3_000_000
+
+
+if __name__ == "__main__":
+    write_sample(SAMPLE)
