@@ -19,7 +19,7 @@ _PROPERTY_WORDS = (
     "organic recycled vegan cashmere silk merino wool leather suede linen denim cotton bamboo corduroy flannel viscose canvas nylon cork rubber mesh "
     "hood belt lined cushioned reflective pleated handmade antibacterial breathable hypoallergenic windproof removable waterproof"
 )
-# Claims that are known to be made: a claim is kept if the product's own facts contain one of the words that support it.
+# Claims that are known to be made; one is kept if the product's own facts contain one of the words that support it.
 CLAIMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_GREEN_WORDS.split(), GREEN),
     **{word: (word,) for word in _PROPERTY_WORDS.split()},
@@ -192,9 +192,9 @@ def scorecard(
     Taught in notebooks/06_creative_text.ipynb, section 5.
     """
     pairs = _pairs(texts, products)
-    frame = pd.DataFrame({"coverage": [coverage(t, p) for t, p in pairs]}, dtype=float)
-    frame["unsupported"] = [unsupported_words(t, p, neutral) for t, p in pairs]
-    frame["violations"] = [policy_violations(t, p) for t, p in pairs]
+    frame = pd.DataFrame({"coverage": [coverage(*pair) for pair in pairs]}, dtype=float)
+    frame["unsupported"] = [unsupported_words(*pair, neutral) for pair in pairs]
+    frame["violations"] = [policy_violations(*pair) for pair in pairs]
     frame["faithful"], frame["policy_ok"] = (frame[c].map(len).eq(0) for c in ("unsupported", "violations"))
     frame["length_ok"] = [length[0] <= words(t) <= length[1] for t in texts]
     frame["passes"] = frame[["faithful", "policy_ok", "length_ok"]].all(axis=1) & (frame.coverage >= minimum_coverage)
@@ -211,10 +211,8 @@ def distinct(texts: Iterable[str], n: int = 2) -> float:
 
     It falls as the number of texts grows, so compare sets of the same size. Taught in notebooks/06_creative_text.ipynb, section 5.
     """
-    grams = []
-    for text in texts:
-        tokens = _WORD.findall(_plain(text))
-        grams += zip(*(tokens[i:] for i in range(n)), strict=False)
+    tokens = [_WORD.findall(_plain(text)) for text in texts]
+    grams = [gram for t in tokens for gram in zip(*(t[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 

@@ -95,7 +95,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
     architecture : "deepfm", "fm" or "lr".
     dim, hidden, dropout : length of v; widths of the perceptron; share of its units that a training step leaves out.
     epochs, batch_size : passes over the rows; rows a step.
-    learning_rate, dense_learning_rate : first rate of the table; of the dense weights.
+    learning_rate, dense_learning_rate : highest rate of the table; of the dense weights.
     initial_accumulator, init_scale : start of the Adagrad sums; standard deviation of the first v.
     min_count : values seen in fewer rows share one slot.
     bf16 : compute the perceptron in bfloat16, which is faster where the processor multiplies it; else exact float32.

@@ -120,7 +120,7 @@ def time_split(frame: pd.DataFrame, share=(0.7, 0.1, 0.2), column: str = "timest
         raise ValueError(f"share={share}: give three positive numbers that sum to one.")
     if lost := int(frame[column].isna().sum()):
         raise ValueError(f"Column '{column}' lacks the time of {lost} rows; clean the table first.")
-    times = frame[column].to_numpy()
+    times = frame[column].astype("int64").to_numpy()
     cuts = np.sort(times)[[int(len(times) * s) for s in np.cumsum(share)[:2]]] if len(times) else times
     part = np.searchsorted(cuts, times, side="right")
     split = Split(*(np.flatnonzero(part == k) for k in range(3)))

@@ -31,10 +31,10 @@ _WORDS = {
     "log_spend": (("high spending", "spends much"), ("low spending", "spends little")),
     "log_days_since": (("away", "has not been here lately"), ("recent", "was here lately")),
     "relative_price": (("dear choices", "takes the dearer of two"), ("cheap choices", "takes the cheaper of two")),
-    "event=purchase": (("buying", "decides quickly"), ("hesitant", "looks long before buying")),
+    "event=purchase": (("buying", "decides quickly"), None),
     "event=cart": (("basket filling", "fills the basket"), None),
     "event=favourite": (("list keeping", "saves things for later"), None),
-    "event=view": (("browsing", "looks around"), None),
+    "event=view": (("browsing", ""), None),
 }
 
 

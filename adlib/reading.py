@@ -110,7 +110,7 @@ class SentimentClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"{len(texts)} texts do not match {len(labels)} labels.")
         self.classes_, target = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"All labels are {self.classes_[0]!r}: there is nothing to tell apart.")
+            raise ValueError(f"All labels are {str(self.classes_[0])!r}: there is nothing to tell apart.")
         self.encoder_, self.tokenizer_ = load_minilm(device=self.device)
         self.encoder_.embeddings.requires_grad_(False)
         for layer in self.encoder_.encoder.layer[: self.frozen]:
@@ -164,4 +164,5 @@ class SentimentClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Sequence[str]) -> np.ndarray:
         """The likeliest class of n texts, (n,)."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        share = self.predict_proba(X)
+        return self.classes_[share.argmax(1)]

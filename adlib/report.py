@@ -173,7 +173,7 @@ def _mark(status):
 
 
 def _share(good, of):
-    return f'<span class="{"good" if good == of else "bad"}">{good} of {of}</span>' if of else "–"
+    return f'<span class="{"good" if good == of else "bad"}">{good}/{of}</span>' if of else "–"
 
 
 def _title(lesson):
@@ -215,9 +215,13 @@ def _metric_rows(metrics, bands):
         if base != name and base in metrics and name not in bands:
             continue
         ends = [metrics.get(f"{name}_{end}") for end in ("low", "high")]
-        interval = "{:,.4g} to {:,.4g}".format(*ends) if None not in ends else ""
-        rows.append((html.escape(name), f"{value:,.4g}", interval, _band(value, bands.get(name))))
+        interval = " to ".join(map(_number, ends)) if None not in ends else ""
+        rows.append((html.escape(name), _number(value), interval, _band(value, bands.get(name))))
     return rows
+
+
+def _number(value):
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _band(value, band):
