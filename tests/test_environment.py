@@ -11,7 +11,14 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "jupyterlab": "", "ipykernel": "ipykernel"}
+MODULES = {
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "jupyterlab": "",
+    "jupyter-client": "jupyter_client",
+    "ipython": "IPython",
+}
 HEAD = """# conda route: Python from conda-forge, everything else by pip with the versions that CI tested (constraints.txt).
 # Use: conda env create -f environment.yml && conda activate adlib
 # Beside each line: the lessons that use it; "course" is what runs and shows them. tests/test_environment.py writes and checks this file.
@@ -98,8 +105,10 @@ def test_every_requirement_is_imported_somewhere():
 
 def test_constraints_pin_every_requirement_within_its_range():
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
     for text in requirements():
         requirement = Requirement(text)
         assert requirement.name in pins, f"constraints.txt does not pin {requirement.name}"
