@@ -55,17 +55,17 @@ def attributes_of(product: Mapping) -> dict[str, str]:
 
     Parameters
     ----------
-    product : mapping with any of brand, category, colour, material, features ("a|b").
+    product : mapping with any of brand, category, title, colour, material, features ("a|b").
 
     Returns
     -------
-    dict from attribute to text; features become feature_1, feature_2, … Missing or empty facts are left out; a product that has none of these
-    columns is known by its title.
+    dict from attribute to text; features become feature_1, feature_2, … Missing or empty facts are left out; a product without category is
+    known by its title.
     """
-    facts = {k: str(product[k]) for k in ("brand", "category", "colour", "material") if _present(product, k)}
+    item = "category" if _present(product, "category") else "title"
+    facts = {k: str(product[k]) for k in ("brand", item, "colour", "material") if _present(product, k)}
     features = str(product["features"]).split("|") if _present(product, "features") else []
-    facts |= {f"feature_{i}": f.strip() for i, f in enumerate(features, start=1) if f.strip()}
-    return facts or ({"title": str(product["title"])} if _present(product, "title") else {})
+    return facts | {f"feature_{i}": f.strip() for i, f in enumerate(features, start=1) if f.strip()}
 
 
 def covered(text: str, product: Mapping) -> dict[str, bool]:
@@ -232,9 +232,9 @@ def headline_and_body(text: str) -> tuple[str, str]:
 def template_copy(product: Mapping) -> str:
     """The shop's fixed template, the baseline of every comparison: brand, colour, item and price, the same for everybody."""
     price = f" for {float(product['price']):.0f} yuan" if _present(product, "price") else ""
-    facts = " ".join(str(product[k]) for k in ("brand", "colour", "category") if _present(product, k))
-    facts = facts or (str(product["title"]) if _present(product, "title") else "New in the shop")
-    return f"{facts}{price}. Shop now."
+    facts = attributes_of(product)
+    named = [facts[k] for k in ("brand", "colour", "category", "title") if k in facts]
+    return f"{' '.join(named) or 'New in the shop'}{price}. Shop now."
 
 
 def ad_card(headline: str, body: str, *, label: str = "", picture: str = "", width: int = 230) -> str:
@@ -256,7 +256,7 @@ def ad_card(headline: str, body: str, *, label: str = "", picture: str = "", wid
     image = f'<img src="{picture}" alt="" style="height:84px;display:block;margin:0 auto 8px">' if picture else ""
     above = f'<div style="font-size:11px;color:#555;margin-bottom:6px">{html.escape(label)}</div>' if label else ""
     text = f'<div style="font-weight:600;margin-bottom:4px">{html.escape(headline)}</div><div>{html.escape(body)}</div>'
-    return f'<div style="{frame};background:#fff;color:#111;font-size:13px;line-height:1.35">{above}{image}{text}</div>'
+    return f'<div style="{frame};background:#fff;color:#111;font:13px/1.35 system-ui,sans-serif">{above}{image}{text}</div>'
 
 
 # -- words and facts -----------------------------------------------------------------------------------------------------------

@@ -148,7 +148,8 @@ class _Run:
             raise
 
     def _start_ready(self):
-        for name, result in self.results.items():
+        for name in sorted(self.results, key=self._minutes_behind, reverse=True):
+            result = self.results[name]
             states = {n: self.results[n].status for n in self.lessons[name].needs if n in self.results}
             if result.status != "waiting":
                 continue
@@ -158,6 +159,11 @@ class _Run:
                 self.tell(result)
             elif len(self.processes) < self.jobs and all(state == "completed" for state in states.values()):
                 self._start(name, result)
+
+    def _minutes_behind(self, name):
+        """Return the minutes of a lesson and of the longest chain that waits for it: the longest chain starts first."""
+        behind = [self._minutes_behind(x.name) for x in self.lessons.values() if name in x.needs]
+        return self.lessons[name].minutes + max(behind, default=0)
 
     def _start(self, name, result):
         stage = self.out / f".{name}.new"

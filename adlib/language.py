@@ -126,11 +126,11 @@ def fine_tune(
     prompts: Sequence[str],
     targets: Sequence[str],
     *,
-    steps: int = 60,
-    batch_size: int = 8,
-    learning_rate: float = 2e-3,
+    steps: int = 80,
+    batch_size: int = 4,
+    learning_rate: float = 8e-3,
     rank: int = 8,
-    top_layers: float = 1.0,
+    top_layers: float = 0.5,
     held_out: tuple[Sequence[str], Sequence[str]] | None = None,
     evaluate_every: int = 20,
     seed: int = 0,
@@ -292,7 +292,7 @@ class Copywriter(NamedTuple):
     history: pd.DataFrame
 
 
-def copywriter(pairs: pd.DataFrame, *, seed: int = 0, steps: int = 60, again: bool = False, **options) -> Copywriter:
+def copywriter(pairs: pd.DataFrame, *, seed: int = 0, steps: int = 80, again: bool = False, **options) -> Copywriter:
     """SmolLM2, fine-tuned on pairs of attributes, audience and copy: what lesson 05 leaves to lesson 06.
 
     The adapter is an artefact (``lesson.artefact("sft", …)``) whose key holds the pairs, seed, steps and options; it is trained only
@@ -306,9 +306,10 @@ def copywriter(pairs: pd.DataFrame, *, seed: int = 0, steps: int = 60, again: bo
     Taught in notebooks/05_gpu_fine_tuning.ipynb, section 3.
     """
     prompts = [prompt(*pair) for pair in zip(pairs["attributes"], pairs["audience"], strict=True)]
-    key = {name: value for name, value in options.items() if name not in ("held_out", "evaluate_every", "progress")}
     text = "\0".join([*prompts, *pairs["copy"]])
-    folder = lesson.artefact("sft", seed=seed, steps=steps, pairs=hashlib.sha256(text.encode()).hexdigest(), **key)
+    key = (fine_tune.__kwdefaults__ | options) | {"seed": seed, "steps": steps}
+    key = {name: value for name, value in key.items() if name not in ("held_out", "evaluate_every", "progress")}
+    folder = lesson.artefact("sft", pairs=hashlib.sha256(text.encode()).hexdigest(), **key)
     model, tokenizer = load_smollm2()
     if lesson.ready(folder) and not again:
         try:

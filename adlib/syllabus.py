@@ -26,7 +26,7 @@ class Lesson:
     path: Path
     title: str
     question: str
-    minutes: object
+    minutes: float
     needs: tuple
     assets: tuple
     optional_assets: tuple
@@ -80,7 +80,7 @@ def _lesson(path, earlier):
         path=path,
         title=title[1] if title else path.stem,
         question=facts.get("question", ""),
-        minutes=facts.get("minutes", ""),
+        minutes=facts.get("minutes", 1),
         **{key: tuple(facts.get(key, ())) for key in ("needs", "assets", "optional_assets")},
         parameters=parameters,
         cells=len(code),

@@ -120,6 +120,9 @@ def test_a_product_that_has_only_a_title_is_known_by_it():
     assert copywriting.attributes_of({"title": "Navy coat"}) == {"title": "Navy coat"}
     assert copywriting.template_copy({"title": "Navy coat", "price": 12.6}) == "Navy coat for 13 yuan. Shop now."
     assert copywriting.coverage("Our navy coats are in.", {"title": "Navy coat"}) == 1
+    kettle = {"title": "Kettle 1.7 l", "brand": "Heiss", "category": pd.NA, "price": None}
+    assert copywriting.template_copy(kettle) == "Heiss Kettle 1.7 l. Shop now."
+    assert copywriting.unsupported_claims(copywriting.template_copy(kettle), kettle) == ()
 
 
 # -- faithfulness ----------------------------------------------------------------------------------------------------------------

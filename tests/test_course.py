@@ -304,6 +304,17 @@ def test_lessons_that_do_not_wait_run_side_by_side(folder):
     assert max(a["begin"], c["begin"]) < min(a["end"], c["end"])
 
 
+def test_the_longest_chain_starts_first(folder):
+    clock = "import time\nlesson.record(begin=time.time())"
+    write_notebook(folder, "01_a", [clock], minutes=2)
+    write_notebook(folder, "02_b", [clock], minutes=1)
+    write_notebook(folder, "03_c", [clock], minutes=1.5)
+    write_notebook(folder, "04_d", [clock], minutes=3, needs=["02_b"])
+    found = run(folder, jobs=1)
+    assert list(found) == ["01_a", "02_b", "03_c", "04_d"]
+    assert sorted(found, key=lambda name: found[name].metrics["begin"]) == ["02_b", "04_d", "01_a", "03_c"]
+
+
 # ---- nothing is lost ------------------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,7 @@ def trained():
         steps=40,
         batch_size=4,
         rank=16,
+        top_layers=1.0,
         learning_rate=2e-2,
         held_out=(PROMPTS[:4], COPY[:4]),
         progress=False,
@@ -263,13 +264,17 @@ def test_training_teaches_and_its_history_says_so(trained):
 def test_only_the_adapter_learns_and_the_seed_decides_it(tiny):
     model, tokenizer = tiny
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    tuned, _ = language.fine_tune(model, tokenizer, PROMPTS, COPY, steps=3, seed=5, progress=False)
+    tuned, _ = language.fine_tune(model, tokenizer, PROMPTS, COPY, steps=3, seed=5, top_layers=1.0, progress=False)
     after = tuned.get_base_model().state_dict()
     assert all(
         torch.equal(weight, after[name.replace("_proj.", "_proj.base_layer.")]) for name, weight in before.items()
     )
-    again, _ = language.fine_tune(tiny_model(), tokenizer, PROMPTS, COPY, steps=3, seed=5, progress=False)
-    other, _ = language.fine_tune(tiny_model(), tokenizer, PROMPTS, COPY, steps=3, seed=6, progress=False)
+    again, _ = language.fine_tune(
+        tiny_model(), tokenizer, PROMPTS, COPY, steps=3, seed=5, top_layers=1.0, progress=False
+    )
+    other, _ = language.fine_tune(
+        tiny_model(), tokenizer, PROMPTS, COPY, steps=3, seed=6, top_layers=1.0, progress=False
+    )
     value = [language.perplexity(m, tokenizer, PROMPTS, COPY) for m in (tuned, again, other)]
     assert value[0] == pytest.approx(value[1], rel=1e-6) and value[0] != pytest.approx(value[2], rel=1e-6)
 
@@ -312,7 +317,7 @@ def test_out_of_memory_says_what_to_try(tiny, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
 
     monkeypatch.setattr(language, "target_loss", full)
-    with pytest.raises(MemoryError, match=r"Out of memory with batch_size=8\. Try batch_size=4"):
+    with pytest.raises(MemoryError, match=r"Out of memory with batch_size=4\. Try batch_size=2"):
         language.fine_tune(*tiny, PROMPTS, COPY, steps=1, progress=False)
 
 
@@ -421,7 +426,7 @@ def test_the_copywriter_is_trained_once(shop_pairs, monkeypatch):
     options = {"seed": 1, "steps": 2, "batch_size": 4, "progress": False}
     first = language.copywriter(shop_pairs, **options)
     prompts = [language.prompt(p, "all") for p in PROMPTS]
-    monkeypatch.setattr(language, "fine_tune", lambda *_, **__: pytest.fail("it was trained again"))
+    monkeypatch.setattr(language, "_train", lambda *_: pytest.fail("it was trained again"))
     again = language.copywriter(shop_pairs, **options)
     assert list(again.history.step) == [1, 2]
     values = [language.perplexity(c.model, c.tokenizer, prompts, COPY) for c in (first, again)]

@@ -5,6 +5,7 @@ model, …), which must break the bands that `contracts.yaml` names: a check tha
 """
 
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -42,7 +43,6 @@ def default_run(place):
 @pytest.fixture(scope="session")
 def controls(place, default_run):
     """Run each lesson once more with its negative control; what earlier lessons left is at hand, copied so that no control spoils another's."""
-    import shutil
 
     def control(name):
         artefacts = place / f"artefacts-{name}"
@@ -157,6 +157,16 @@ def test_the_report_opens_offline_and_says_it_all(place, default_run):
         assert not re.findall(
             r"\$\$|\\begin\{|<code>[^<]*\\frac", re.sub(r'<div class="highlight.*?</div>', "", text, flags=re.S)
         ), page
+
+
+def test_two_own_tables_are_enough_for_lessons_01_to_03(tmp_path):
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    for name in ("events.csv", "impressions.csv"):
+        shutil.copy(ROOT / "data" / "sample" / name, shop)
+    found = run(tmp_path / "out", tmp_path / "artefacts", "01-03", data=shop, jobs=2)
+    assert {name: result.status for name, result in found.items()} == dict.fromkeys(found, "completed"), found
+    assert all(result.parameters == {"data": str(shop)} for result in found.values())
 
 
 def test_every_profile_fits_the_lessons():
