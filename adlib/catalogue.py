@@ -275,6 +275,7 @@ _RGB = {
     "rose": "#d99aa5",
     "burgundy": "#6d1a36",
     "beige": "#d8c9ae",
+    "brown": "#6b4a2f",
 }
 
 

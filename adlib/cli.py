@@ -253,11 +253,13 @@ class _Table:
         )
 
     def add(self, *cells, markup=None):
+        """Add a row; the cell number `markup` may hold rich's markup."""
         from rich.markup import escape
 
         self.table.add_row(*(cell if i == markup else escape(cell) for i, cell in enumerate(cells)))
 
     def print(self):
+        """Print the table."""
         from rich.console import Console
 
         Console().print(self.table)

@@ -120,7 +120,7 @@ def execute(job, tell):
 
     path, began, done = Path(job["folder"], "notebook.ipynb"), [], []
 
-    def executed(cell_index, **_):
+    def _executed(cell_index, **_):
         done.append(cell_index)
         tell(cells=len(done), of=job["of"])
 
@@ -136,7 +136,7 @@ def execute(job, tell):
             cwd=job["folder"],
             kernel_manager_class=ThisPython,
             on_cell_execute=lambda cell_index, **_: began.append(cell_index),
-            on_cell_executed=executed,
+            on_cell_executed=_executed,
         )
     except PapermillExecutionError:
         pass  # the notebook holds the error, and judge reads it
@@ -170,12 +170,12 @@ def start(job, folder, environment, events):
     process.stdin.write(json.dumps(job | {"folder": str(folder)}) + "\n")
     process.stdin.flush()
 
-    def hear():
+    def _hear():
         for line in process.stdout:
             events.put((job["lesson"], json.loads(line)))
         events.put((job["lesson"], None))
 
-    threading.Thread(target=hear, daemon=True).start()
+    threading.Thread(target=_hear, daemon=True).start()
     return process
 
 
@@ -200,7 +200,7 @@ def main():
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever the kernel writes to its standard output must not get between the events
 
-    def tell(**event):
+    def _tell(**event):
         print(json.dumps(event), file=channel, flush=True)
 
     signal.signal(signal.SIGTERM, stop)
@@ -211,11 +211,11 @@ def main():
     threading.Thread(target=_watch, daemon=True).start()
     started = time.perf_counter()
     try:
-        facts = execute(job, tell)
+        facts = execute(job, _tell)
     except Exception as error:  # whatever it is must reach the person who waits, as one line
         what = DISK_FULL if getattr(error, "errno", None) == errno.ENOSPC else f"{type(error).__name__}: {error}"
         facts = {"status": "failed", "failure": [what]}
-    tell(**facts, seconds=round(time.perf_counter() - started, 1), done=True)
+    _tell(**facts, seconds=round(time.perf_counter() - started, 1), done=True)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _device():
 def _kernel():
     from adlib.execution import ThisPython
 
-    async def answer():
+    async def _answer():
         manager = ThisPython()
         await manager.start_kernel(stderr=subprocess.DEVNULL)
         client = manager.client()
@@ -114,7 +114,7 @@ def _kernel():
 
     started = time.perf_counter()
     try:
-        asyncio.run(answer())
+        asyncio.run(_answer())
     except Exception as error:  # whatever keeps a kernel from starting is the answer to this question
         return Finding("Kernel", False, f"does not start: {error}", INSTALL)
     return Finding("Kernel", True, f"answers after {time.perf_counter() - started:.1f} s")

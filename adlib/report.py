@@ -98,14 +98,14 @@ def _exporter():
         def latex_environment(self, name, body):
             return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
-    def markdown(text):
+    def _markdown(text):
         return MarkdownWithMath(renderer=Renderer(escape=False)).render(text)
 
     return HTMLExporter(
         template_name="basic",
         exclude_input_prompt=True,
         exclude_output_prompt=True,
-        filters={"markdown2html": markdown},
+        filters={"markdown2html": _markdown},
     )
 
 

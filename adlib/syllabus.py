@@ -159,7 +159,7 @@ def settings(every, selected, *, parameters=(), profile=None, data=None, folder=
     for x in selected:
         values = given[x.name]
         if values.get("data", "market") != "market":
-            values["data"] = _own_data(values["data"])
+            values["data"] = _own_data(values["data"], check=x.name != "01_data_prep")  # that lesson cleans it
         given[x.name] = {k: v for k, v in values.items() if v != x.parameters[k].default}
     return given
 
@@ -197,8 +197,8 @@ def _apply_profile(profile, every, given):
 
 
 @functools.lru_cache(maxsize=8)
-def _own_data(folder):
+def _own_data(folder, check):
     from adlib import tables  # late: pandas is slow to import, and most runs use the market
 
-    tables.read_tables(folder)
+    tables.read_tables(folder, check=check)
     return str(Path(folder).resolve())

@@ -65,7 +65,7 @@ def faults(contract):
     found += [
         f"{name} has an empty band"
         for name, band in bands.items()
-        if band.get("min", 0) > band.get("max", band.get("min", 0))
+        if band.get("min", float("-inf")) > band.get("max", float("inf"))
     ]
     if not control.get("parameters"):
         found.append("the control sets no parameter")
