@@ -22,6 +22,20 @@ APPEALS: tuple[str, ...] = tuple(TRUTH["appeals"]["names"])
 PERSONAS: tuple[SimpleNamespace, ...] = tuple(SimpleNamespace(**p) for p in TRUTH["personas"])
 CATEGORIES: tuple[SimpleNamespace, ...] = tuple(SimpleNamespace(**c) for c in TRUTH["categories"])
 PAIRS = ("trousers", "sandals", "sneakers", "ankle boots")
+PAIR_COLUMNS = [
+    "product_id",
+    "brand",
+    "category",
+    "colour",
+    "material",
+    "features",
+    "price",
+    "attributes",
+    "audience",
+    "persona",
+    "appeal",
+    "copy",
+]
 TONES: tuple[str, ...] = tuple(TRUTH["catalogue"]["tones"])
 
 
@@ -144,24 +158,7 @@ def training_pairs(products: pd.DataFrame, n: int, seed: int = 0, brands: list[s
         )
     frame = pd.DataFrame(rows)
     frame["attributes"] = [attribute_line(p) for p in rows]
-    return frame[
-        [
-            *[
-                "product_id",
-                "brand",
-                "category",
-                "colour",
-                "material",
-                "features",
-                "price",
-                "attributes",
-                "audience",
-                "persona",
-                "appeal",
-                "copy",
-            ]
-        ]
-    ]
+    return frame[PAIR_COLUMNS]
 
 
 def best_appeal(product: Mapping, persona: int) -> str:

@@ -79,6 +79,8 @@ def prompt(attributes: str | Mapping[str, object], audience: str) -> str:
 
 
 class Pair(NamedTuple):
+    """Token ids of a prompt and of the target that should follow it."""
+
     prompt: list[int]
     target: list[int]
 

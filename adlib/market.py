@@ -76,9 +76,8 @@ class Market:
         self._sets: dict[tuple[int, int], np.ndarray] = {}
         own = self.creatives is None
         if own:
-            self.creatives = catalogue.human_creatives(
-                self.products, self.creatives_per_product, np.random.default_rng([self.seed, 3])
-            )
+            rng = np.random.default_rng([self.seed, 3])
+            self.creatives = catalogue.human_creatives(self.products, self.creatives_per_product, rng)
         self._read_creatives()
         if own:
             self._intercept, self._conversion_intercept = 0.0, 0.0
@@ -262,7 +261,7 @@ class Market:
         ------
         ValueError : if the policy's probabilities are negative, not finite or do not sum to one.
         """
-        log = pd.concat(list(self.stream(policy, n, seed, candidates=candidates)), ignore_index=True)
+        log = pd.concat(self.stream(policy, n, seed, candidates=candidates), ignore_index=True)
         return trouble.add_robots(log, self.robots, bots, np.random.default_rng([self.seed, seed, 7])) if bots else log
 
     def run_test(
@@ -298,7 +297,7 @@ class Market:
 
     def policy_value(self, policy: Policy | None = None, n: int = 100_000, seed: int = 0, *, candidates=None) -> float:
         """True click rate of a policy over n visitors and first showings: mean of Σ_a π(a|x) p(x, a), no click is drawn."""
-        return float((self._values(n, seed, candidates, policy)).mean())
+        return float(self._values(n, seed, candidates, policy).mean())
 
     def oracle_value(self, n: int = 100_000, seed: int = 0, *, candidates=None) -> float:
         """Click rate of the policy that knows the truth: mean over visitors of max_a p(x, a)."""

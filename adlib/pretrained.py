@@ -101,6 +101,7 @@ def load_minilm(*, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTok
 
 
 def checked_texts(texts: Sequence[str], what: str) -> list[str]:
+    """The texts as a list; ValueError, naming `what` they are, if there are none or one of them is empty."""
     if isinstance(texts, str):
         raise ValueError(f"The {what} must be a list of texts, not one text.")
     if len(texts) == 0:
