@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import OFFLINE, ROOT
 
-from adlib import market, tables
+from adlib import assets, market, tables
 
 COLUMNS = """events:
   file: 点击.csv
@@ -25,6 +25,7 @@ WORDS = {"view": "ansehen", "favourite": "merken", "cart": "Korb", "purchase": "
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """A folder as a shop in Hamburg with a Chinese warehouse might send it: GB18030, a gzip with a byte-order mark, German names."""
+    assets.fetch(["cdnow", "open_bandit"], progress=False)  # before the network is closed
     folder = tmp_path_factory.mktemp("laden")
     made = market.Market(seed=4, n_users=700, n_products=60)
     events, shown = made.events(0), made.serve(n=30_000, seed=0)
