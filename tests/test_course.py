@@ -333,6 +333,9 @@ def command(folder, *more):
         "1",
         *more,
     ]
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a suite run in the background ignores SIGINT, and hands that on
     return subprocess.Popen(list(map(str, line)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
 
