@@ -181,7 +181,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         decay = lambda step: min(max(1 - step / total, 0.0), (step + 1) / (0.1 * total))  # noqa: E731
         with (
             compute.own_randomness(self.seed),
-            tqdm(total=total, desc="click model", unit="step", delay=2, leave=False) as bar,
+            tqdm(total=total, desc="click model", unit="step", delay=2, mininterval=0.5, leave=False) as bar,
         ):
             for epoch in range(self.epochs):
                 last = self._epoch(parts(epoch), decay if self.schedule == "decay" else lambda step: 1.0, bar)
@@ -228,9 +228,10 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         if self.l2:
             gradients = [g.add_(v.detach(), alpha=self.l2) for g, v in zip(gradients, (V, w), strict=True)]
         used, *gradients = parallel.exchange(self.network_, used, *(g.flatten(0, 1) for g in gradients))
+        rows = torch.unique(used)
         for table, gradient in zip(self._tables, gradients, strict=True):
             if gradient.numel():
-                table.step(used, gradient, self.learning_rate * factor)
+                table.step(used, rows, gradient, self.learning_rate * factor)
         for optimizer in self._dense:
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
             optimizer.step()

@@ -14,26 +14,26 @@ ARCHITECTURES = ("lr", "fm", "dnn", "deepfm", "dcnv2")
 class RowAdagrad:
     """Adagrad with one accumulator a table row, which reads and writes only the rows that a batch needs.
 
-    For each occurrence of row r in the batch, with gradient g: G_r ← G_r + mean(g²), and then row_r ← row_r − rate · g / √G_r.
-    A large starting value of G works like a prior: a row that was seen a few times moves little.
+    G_r ← G_r + mean(g_r²), row_r ← row_r − rate · g_r / √G_r, with g_r the summed gradient of row r. A large starting value
+    of G works like a prior: a row that was seen a few times moves little.
     Duchi, Hazan, Singer (2011), JMLR 12; one accumulator a row: Gupta et al. (2014), arXiv 1409.4842.
     """
 
     def __init__(self, table: torch.Tensor, initial: float):
-        self.table, self.accumulated = table, torch.full((len(table),), float(initial), device=table.device)
+        self.table, self.gradient = table, torch.zeros_like(table)
+        self.accumulated = torch.full(table.shape[:1], float(initial), device=table.device)
 
     @torch.no_grad()
-    def step(self, slots: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
-        """Apply one batch; slots (k,) int64 may repeat, gradient (k, dim) or (k,) for a table of numbers."""
-        square = (
-            gradient.square() if gradient.dim() == 1 else torch.linalg.vecdot(gradient, gradient) / gradient.shape[1]
-        )
-        self.accumulated.index_add_(0, slots, square)
-        step = self.accumulated[slots].rsqrt_().mul_(-rate)
-        if gradient.dim() == 1:
-            self.table.index_add_(0, slots, gradient * step)
-        else:
-            self.table.index_put_((slots,), gradient * step[:, None], accumulate=True)
+    def step(self, slots: torch.Tensor, rows: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
+        """Apply one batch; slots (k,) int64 may repeat, rows are the different ones, gradient (k, dim) or (k,)."""
+        self.gradient.index_put_((slots,), gradient, accumulate=True)
+        g = self.gradient[rows]
+        self.gradient[rows] = 0.0
+        square = g.square() if g.dim() == 1 else g.square().mean(1)
+        accumulated = self.accumulated[rows] + square
+        self.accumulated[rows] = accumulated
+        step = -rate * accumulated.rsqrt()
+        self.table[rows] = self.table[rows] + g * (step if g.dim() == 1 else step[:, None])
 
 
 class RowAdam:
@@ -47,7 +47,7 @@ class RowAdam:
         self.adam = torch.optim.Adam([table], fused=True)
 
     @torch.no_grad()
-    def step(self, slots: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
+    def step(self, slots: torch.Tensor, rows: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
         """Apply one batch; arguments as in ``RowAdagrad.step``."""
         self.adam.param_groups[0]["lr"] = rate
         self.table.grad = torch.zeros_like(self.table).index_put_((slots,), gradient, accumulate=True)

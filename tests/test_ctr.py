@@ -107,14 +107,19 @@ def test_a_cross_layer_is_the_formula():
     assert torch.allclose(network(V, w, x), expected, atol=1e-5)
 
 
-def test_row_adagrad_sums_the_squares_of_each_occurrence():
-    table = torch.randn(6, 3)
-    before, slots, gradient = table.clone(), torch.tensor([4, 1, 4, 4]), torch.randn(4, 3)
-    networks.RowAdagrad(table, initial=2.0).step(slots, gradient, rate=0.5)
-    squares = torch.full((6,), 2.0).index_add(0, slots, (gradient**2).mean(1))
-    total = torch.zeros(6, 3).index_add(0, slots, gradient)
-    assert torch.allclose(table, before - 0.5 * total / squares.sqrt()[:, None], atol=1e-6)
-    assert torch.equal(table[[0, 2, 3, 5]], before[[0, 2, 3, 5]])
+def test_row_adagrad_is_adagrad_on_summed_gradients():
+    for shape in ((6, 3), (6,)):
+        table = torch.randn(shape)
+        before, slots, gradient = table.clone(), torch.tensor([4, 1, 4, 4]), torch.randn(4, *shape[1:])
+        adagrad = networks.RowAdagrad(table, initial=2.0)
+        total, G = torch.zeros(shape).index_add(0, slots, gradient), torch.full((6,), 2.0)
+        expected = before.clone()
+        for _ in range(2):
+            adagrad.step(slots, torch.unique(slots), gradient, rate=0.5)
+            G += total.reshape(6, -1).square().mean(1)
+            expected -= 0.5 * (total.reshape(6, -1) / G.sqrt()[:, None]).reshape(shape)
+        assert torch.allclose(table, expected, atol=1e-6)
+        assert torch.equal(table[[0, 2, 3, 5]], before[[0, 2, 3, 5]])
 
 
 def test_the_same_seed_gives_the_same_model_and_leaves_the_global_generator_alone(data):
