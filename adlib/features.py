@@ -147,24 +147,24 @@ def leaking_columns(X: pd.DataFrame, y, most: int = 50_000, level: float = 1e-9)
     Taught in notebooks/03_ctr_modeling.ipynb, section "What can go wrong".
     """
     every = slice(None, None, max(1, len(X) // most))
-    X, y = X.iloc[every], pd.Series(np.asarray(y, dtype=float)[every])
+    X, y = X.iloc[every], np.asarray(y, dtype=float)[every]
     base, found = y.mean(), {}
     for name in X if 0 < base < 1 else []:
-        column = X[name].reset_index(drop=True)
+        column = X[name]
         if is_numeric(column):
             edges = np.unique(column.quantile(np.linspace(0, 1, 21)).dropna())
             column = pd.cut(column, np.append(edges[:1] - 1, edges)) if len(edges) else column
         elif column.dtype == object and not column.map(lambda value: isinstance(value, str), na_action="ignore").all():
             continue  # vectors
-        parts = y.groupby(column.astype("str"), observed=True).agg(["sum", "size"])
-        rows = column.astype("str").map(parts["size"])
-        rates = (column.astype("str").map(parts["sum"]) - y) / (rows - 1).clip(lower=1)  # without the row itself
-        never = parts[(parts["sum"] == 0) & (parts["size"] * np.log1p(-base) < np.log(level))]
-        always = parts[(parts["sum"] == parts["size"]) & (parts["size"] * np.log(base) < np.log(level))]
-        for value, kind in [(never, "never"), (always, "always")]:
-            if len(value):
-                row = value.sort_values("size").iloc[-1]
-                found[name] = f"{row.name!r} is {kind} clicked in {int(row['size'])} rows"
-        if name not in found and roc_auc_score(y, rates.fillna(base)) > 0.99:
+        part, values = pd.factorize(column, use_na_sentinel=False)
+        clicked, rows = np.bincount(part, y), np.bincount(part)
+        never = (clicked == 0) & (rows * np.log1p(-base) < np.log(level))
+        always = (clicked == rows) & (rows * np.log(base) < np.log(level))
+        rates = (clicked[part] - y) / np.maximum(rows[part] - 1, 1)  # of the other rows of the same value
+        for odd, kind in [(never, "never"), (always, "always")]:
+            if odd.any():
+                most_rows = int(np.argmax(np.where(odd, rows, 0)))
+                found[name] = f"'{values[most_rows]}' is {kind} clicked in {rows[most_rows]} rows"
+        if name not in found and roc_auc_score(y, rates) > 0.99:
             found[name] = "it separates clicks from the rest almost alone"
     return found
