@@ -148,11 +148,7 @@ def rfm(events: pd.DataFrame, *, users: Iterable[str] | None = None, end: pd.Tim
 
 
 def life_cycle(
-    events: pd.DataFrame,
-    *,
-    users: Iterable[str] | None = None,
-    end: pd.Timestamp | None = None,
-    window: float = 30.0,
+    events: pd.DataFrame, *, users: Iterable[str] | None = None, end: pd.Timestamp | None = None, window: float = 30.0
 ) -> pd.Series:
     """Say in which stage of the customer life cycle each shopper is at one moment; everyone is in exactly one of `STAGES`.
 
@@ -166,16 +162,7 @@ def life_cycle(
     end : the moment; default: the last event.
     window : days, about the time between two orders of a regular customer.
 
-    Returns
-    -------
-    Series (n,), index user_id, ordered categorical; a stage may be empty.
-
-    Raises
-    ------
-    ValueError : if window is not above 0.
-
-    Notes
-    -----
+    Returns a Series (n,), index user_id, ordered categorical; a stage may be empty. Raises ValueError if window is not above 0.
     The thresholds are a convention. Taught in notebooks/02_audience_clustering.ipynb, section 9.
     """
     if not window > 0:

@@ -138,12 +138,8 @@ def flow_plot(snapshots: Mapping[str, Sequence], *, order: Sequence | None = Non
     order : segments from bottom to top; default: sorted. One without members takes no room.
     title : the message of the figure.
 
-    Raises
-    ------
-    ValueError
-        If there are fewer than two snapshots, they differ in length, a segment is not in `order`, or there are more than eight.
-
-    Taught in notebooks/02_audience_clustering.ipynb, section 6.
+    Raises ValueError if there are fewer than two snapshots, they differ in length, a segment is not in `order`, or there are more
+    than eight. Taught in notebooks/02_audience_clustering.ipynb, section 6.
     """
     table = [np.asarray(labels) for labels in snapshots.values()]
     if len(table) < 2 or len({len(labels) for labels in table}) > 1:

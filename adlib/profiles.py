@@ -40,16 +40,8 @@ def pool(
     n : shoppers; who touched nothing gets v̄.
     weight : (events,) ≥ 0; default: 1 each. An event listed twice counts twice.
 
-    Returns
-    -------
-    (n, d) float64, finite.
-
-    Raises
-    ------
-    ValueError
-        If vectors are not a finite matrix, an index lies outside, or no event touches a known item.
-
-    Taught in notebooks/02_audience_clustering.ipynb, section 7.
+    Returns (n, d) float64, finite. Raises ValueError if vectors are not a finite matrix, an index lies outside, or no event touches
+    a known item. Taught in notebooks/02_audience_clustering.ipynb, section 7.
     """
     vectors, item, row = finite_matrix(vectors), np.asarray(item), np.asarray(row)
     weight = np.ones(len(item)) if weight is None else np.asarray(weight, float)
@@ -78,14 +70,7 @@ def elbo_terms(
     ``reconstruction = −½ Σ_j [log 2πσ² + (x_j − x̂_j)² / σ²]`` estimates E_q[log p(x|z)] with the one z that was drawn and decoded,
     ``KL = ½ Σ_l (m_l² + s_l² − log s_l² − 1)`` is the distance of q(z|x) = N(m, diag s²) from p(z) = N(0, 1).
 
-    Parameters
-    ----------
-    x, decoded : (n, d). mean, log_variance : (n, latent), m and log s². log_noise : log σ².
-
-    Returns
-    -------
-    (reconstruction, KL), (n,) each.
-
+    Shapes: x, decoded (n, d); mean m and log_variance log s² (n, latent); log_noise log σ², one number; the result (n,) each.
     Kingma and Welling (2014), arXiv 1312.6114. Taught in notebooks/02_audience_clustering.ipynb, section 7.
     """
     reconstruction = -0.5 * (math.log(2 * math.pi) + log_noise + (x - decoded) ** 2 / log_noise.exp()).sum(1)
@@ -103,10 +88,7 @@ class _Profile(TransformerMixin, BaseEstimator):
     def fit(self, X: np.ndarray, y: object = None) -> "_Profile":
         """Train on the rows of X (n, d), finite numbers on comparable scales (standardise first); y is ignored.
 
-        Raises
-        ------
-        ValueError
-            If X is not a finite matrix of two rows or more, or n_latent or epochs is below 1.
+        Raises ValueError if X is not a finite matrix of two rows or more, or n_latent, epochs or batch_size is below 1.
         """
         values = finite_matrix(X)
         if len(values) < 2:
