@@ -92,8 +92,8 @@ class Popularity(Recommender):
 class ALS(Recommender):
     """Matrix factorisation of implicit feedback by alternating least squares, by the library `implicit`.
 
-    min Σ_ui c_ui (p_ui − x_u·y_i)² + λ (Σ‖x_u‖² + Σ‖y_i‖²), with p = 1 where the user touched the item, else 0, and the
-    confidence c = 1 + α · weight.
+    min Σ_ui c_ui (p_ui − x_u·y_i)² + λ (Σ‖x_u‖² + Σ‖y_i‖²), with p = 1 and the confidence c = α · weight where the
+    user touched the item, p = 0 and c = 1 where not.
 
     Parameters
     ----------

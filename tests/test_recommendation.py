@@ -323,6 +323,17 @@ def test_the_bridge_is_the_ridge_solution(crowd, vectors):
     np.testing.assert_allclose(model.scores(np.arange(300)) - touched.mean(0) - tie, best, atol=2e-3)
 
 
+def test_als_minimises_the_objective_of_its_docstring(crowd):
+    """At the minimum each vector is the ridge solution given the others: (YᵀCY + λI) x = YᵀCp."""
+    heavy = ranking.Interactions(crowd.users, crowd.items, crowd.user, crowd.item, crowd.weight + (crowd.item % 3))
+    model = rec.ALS(3, regularization=4.0, alpha=2.0, iterations=200).fit(heavy)
+    touched, Y = heavy.matrix.toarray(), model.item_vectors_
+    for u in (0, 7, 250):
+        c = np.where(touched[u] > 0, 2.0 * touched[u], 1.0)
+        x = np.linalg.solve((Y.T * c) @ Y + 4.0 * np.eye(3), Y.T @ (c * (touched[u] > 0)))
+        np.testing.assert_allclose(model.user_vectors_[u], x, rtol=0.02, atol=2e-3)
+
+
 def test_new_items_are_found_by_their_content(crowd, vectors):
     model = rec.Fused(vectors).fit(crowd)
     fresh = np.zeros((2, 6))

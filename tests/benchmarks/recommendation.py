@@ -69,7 +69,13 @@ def embeddings() -> None:
     import torch
 
     work = round(time.process_time() - work, 1)  # core-seconds: what the machine's other work does not touch
-    more = {"core_s": work, "products": len(X), "users": len(Y), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    more = {
+        "core_s": work,
+        "products": len(X),
+        "users": len(Y),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
     say("recommendation.embeddings", seconds, "s", "<= 20", seconds <= 20, **more)
 
 
