@@ -112,7 +112,7 @@ FLOORS = {  # the modules in one text are one room: they may know each other
     2: [
         "audience personas profiles",
         "ctr encoding features networks parallel streaming click_files click_metrics explanations sequences funnel",
-        "recommendation",
+        "recommendation ranking sequential planning",
         "language pretrained checkpoints reading sampling",
         "copywriting",
         "imagery",
