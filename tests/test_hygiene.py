@@ -111,7 +111,7 @@ FLOORS = {  # the modules in one text are one room: they may know each other
     1: ["tables schemas cleaning", "assets sources datasets", "lesson parameters", "plots", "compute"],
     2: [
         "audience personas",
-        "ctr features click_metrics explanations",
+        "ctr features click_metrics explanations funnel sequences",
         "recommendation",
         "language pretrained checkpoints reading sampling",
         "copywriting",
