@@ -88,6 +88,14 @@ def seed_everything(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seed PyTorch inside the block and leave its CPU generator as it was found."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def free_memory(place: torch.device | str = "cpu") -> int:
     """Bytes that a device can still give: GPU memory, or what this machine or its container leaves free."""
     place = torch.device(place)

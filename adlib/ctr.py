@@ -1,116 +1,81 @@
-"""Click models: will this person click this ad? One estimator, the features it reads, and the measures that judge it.
+"""Click models: will this person click this ad? One scikit-learn classifier for five architectures.
 
 Taught in notebooks/03_ctr_modeling.ipynb.
 """
 
-import itertools
+import copy
 import math
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
-from statsmodels.stats.proportion import proportion_confint
 from torch import nn
+from tqdm.auto import tqdm
 
-from adlib.features import Encoder, impression_features, time_split
+from adlib import click_files, compute, parallel
+from adlib.click_metrics import (
+    Interval,
+    expected_calibration_error,
+    gap_to_oracle,
+    log_loss_interval,
+    log_losses,
+    mean_interval,
+    rank_slate,
+    reliability,
+    slate_value,
+    threshold_table,
+)  # fmt: skip
+from adlib.encoding import UNSEEN, Encoder
+from adlib.features import impression_features, leaking_columns, time_split
+from adlib.networks import ARCHITECTURES, Network, RowAdagrad, RowAdam
 
 __all__ = [
-    "CTRModel", "Encoder", "Interval", "RowAdagrad", "gap_to_oracle", "impression_features", "log_loss_interval", "log_losses",
-    "reliability", "time_split",
+    "CTRModel", "Encoder", "Interval", "expected_calibration_error", "gap_to_oracle", "impression_features", "leaking_columns",
+    "log_loss_interval", "log_losses", "mean_interval", "rank_slate", "reliability", "slate_value", "threshold_table", "time_split",
 ]  # fmt: skip
 
-ARCHITECTURES = ("lr", "fm", "deepfm")
-
-
-class Interval(NamedTuple):
-    """An estimate and its interval, in the unit of the estimate."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-class RowAdagrad:
-    """Adagrad with one accumulator a table row, which reads and writes only the rows that a batch needs.
-
-    G_r ← G_r + mean(g_r²), row_r ← row_r − rate · g_r / √G_r, with g_r the summed gradient of row r. A large starting value
-    of G works like a prior: a row that was seen a few times moves little. Duchi, Hazan, Singer (2011), JMLR 12.
-    """
-
-    def __init__(self, table: torch.Tensor, initial: float):
-        self.table, self.gradient = table, torch.zeros_like(table)
-        self.accumulated = torch.full((len(table), 1), float(initial), device=table.device)
-
-    @torch.no_grad()
-    def step(self, slots: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
-        """Apply one batch; slots (k,) may repeat, gradient (k, 1 + dim)."""
-        self.gradient.index_add_(0, slots, gradient)
-        g = self.gradient[slots]  # a repeated slot carries its total each time, so writing it twice changes nothing
-        accumulated = self.accumulated[slots] + g.square().mean(1, keepdim=True)
-        self.accumulated[slots] = accumulated
-        self.table[slots] = self.table[slots] - rate * g / accumulated.sqrt()
-        self.gradient[slots] = 0.0
-
-
-class _Network(nn.Module):
-    """What follows the table: bias + linear + factorisation machine + perceptron, as far as the architecture goes."""
-
-    def __init__(self, architecture: str, fields: int, numbers: int, dim: int, hidden, dropout: float, bias: float):
-        super().__init__()
-        self.architecture, self.fields, self.bias = architecture, fields, nn.Parameter(torch.tensor(bias))
-        if architecture == "deepfm":
-            steps = list(itertools.pairwise([fields * dim + numbers, *hidden]))
-            layers = [layer for a, b in steps for layer in (nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout))]
-            self.mlp = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
-            nn.init.zeros_(self.mlp[-1].weight)  # so that the first prediction is the base rate
-            nn.init.zeros_(self.mlp[-1].bias)
-
-    def forward(self, rows: torch.Tensor, numbers: torch.Tensor, bf16: bool = False) -> torch.Tensor:
-        """Logits (n,) from numbers (n, m) and table rows: (n · fields, 1 + dim) of the values, then (m, 1 + dim)."""
-        n, m = numbers.shape
-        values = rows[: len(rows) - m].view(n, self.fields, rows.shape[1])
-        terms = torch.cat([values, numbers.unsqueeze(2) * rows[len(rows) - m :]], dim=1)  # a number scales its row
-        logit, v = self.bias + terms[..., 0].sum(1), terms[..., 1:]
-        if self.architecture != "lr":
-            logit = logit + 0.5 * (v.sum(1).square() - v.square().sum(1)).sum(1)  # = Σ_{i<j} <v_i, v_j>
-        if self.architecture == "deepfm":
-            with torch.autocast(rows.device.type, dtype=torch.bfloat16, enabled=bf16):
-                logit = logit + self.mlp(torch.cat([values[..., 1:].flatten(1), numbers], dim=1)).squeeze(1).float()
-        return logit
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # slots (n, fields) int32, numbers (n, m), clicks (n,) float32
+CHOICES = {"architecture": ARCHITECTURES, "optimizer": ("adagrad", "adam"), "schedule": ("decay", "constant")}
 
 
 class CTRModel(ClassifierMixin, BaseEstimator):
-    """Click probability from a DataFrame of categorical and numeric columns: a scikit-learn classifier.
+    """Click probability from a DataFrame: a scikit-learn classifier over one stacked table of embeddings.
 
-    logit = bias + Σ_i w_i + Σ_{i<j} <v_i, v_j> + MLP(v_1, …, v_f, numbers). ``"lr"`` (logistic regression) is the first two
-    terms, ``"fm"`` the first three, ``"deepfm"`` all four. Every value has its row (w, v) in one stacked table, and every
-    number one that it scales; ``RowAdagrad`` trains them, Adam the dense weights. Both rates rise over a tenth of the steps
-    and then fall to zero. The bias starts at the base rate and is settled in the end, so that the mean prediction is right.
+    Every value of a categorical column has a row v and a weight w in the table; ``networks.Network`` turns the rows of an
+    impression and its numbers into a logit. Row-wise Adagrad trains the table, Adam the dense weights. Both rates rise over
+    a tenth of the steps and then fall to zero, so that a second pass does not learn rare values by heart. The bias starts at
+    the base rate and is settled in the end, so that the mean prediction is right.
 
     Parameters
     ----------
-    architecture : "deepfm", "fm" or "lr".
+    architecture : "lr", "fm", "dnn", "deepfm" or "dcnv2".
     dim, hidden, dropout : length of v; widths of the perceptron; share of its units that a training step leaves out.
-    epochs, batch_size : passes over the rows; rows a step.
+    feature_dropout : share of values that a training step replaces by "unseen", which so learns to stand in for them.
+    l2 : weight decay; pulls dense weights, and rows each time they are used, towards zero.
+    epochs, patience : passes over the rows; with ``validation``, stop after so many epochs without gain and keep the best.
+    batch_size : rows a step.
     learning_rate, dense_learning_rate : highest rate of the table; of the dense weights.
+    optimizer, schedule : "adagrad" (row-wise) or "adam" for the table; "decay" or "constant" rates.
     initial_accumulator, init_scale : start of the Adagrad sums; standard deviation of the first v.
-    min_count : values seen in fewer rows share one slot.
-    bf16 : compute the perceptron in bfloat16, which is faster where the processor multiplies it; else exact float32.
+    min_count, buckets, bins, text, text_dim : see ``Encoder``.
+    bf16 : compute the perceptron in bfloat16: True, False (exact float32) or "auto", where the hardware multiplies it.
     device, seed : a torch device; decides first weights and order of rows.
 
     Attributes
     ----------
-    classes_ (0, 1), base_rate_, encoder_, table_ (slots, 1 + dim), network_; saved_curve_, ten values an epoch: nats saved
-    against the base rate on batches before they are learnt from (progressive validation, as long as it is epoch one).
+    classes_ (0, 1), base_rate_, encoder_, table_ (slots, dim), weights_ (slots,), network_; validation_curve_, mean log loss
+    after each epoch; saved_curve_, ten values an epoch: nats saved against the base rate on batches before they are learnt
+    from (progressive validation, as long as it is epoch one).
 
     Raises
     ------
-    ValueError : a target not 0/1 or of one class, infinite numbers, other columns than in ``fit``, unknown architecture.
+    ValueError : a target not 0/1 or of one class, infinite numbers, other columns than in ``fit``, an unknown choice.
 
-    Guo et al. (2017), DeepFM, IJCAI; Rendle (2010), Factorization machines, ICDM.
     Taught in notebooks/03_ctr_modeling.ipynb, section 4.
     """
 
@@ -120,78 +85,170 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         dim=8,
         hidden=(64, 32),
         dropout=0.0,
+        feature_dropout=0.0,
+        l2=0.0,
         epochs=1,
+        patience=None,
         batch_size=1024,
         learning_rate=0.1,
         dense_learning_rate=0.003,
+        optimizer="adagrad",
+        schedule="decay",
         initial_accumulator=50.0,
         init_scale=0.01,
         min_count=1,
-        bf16=False,
+        buckets=None,
+        bins=None,
+        text=(),
+        text_dim=16,
+        bf16="auto",
         device="cpu",
         seed=0,
     ):
         self.architecture, self.dim, self.hidden, self.dropout = architecture, dim, hidden, dropout
-        self.epochs, self.batch_size = epochs, batch_size
-        self.learning_rate, self.dense_learning_rate = learning_rate, dense_learning_rate
+        self.feature_dropout, self.l2, self.epochs, self.patience = feature_dropout, l2, epochs, patience
+        self.batch_size, self.learning_rate, self.dense_learning_rate = batch_size, learning_rate, dense_learning_rate
+        self.optimizer, self.schedule = optimizer, schedule
         self.initial_accumulator, self.init_scale, self.min_count = initial_accumulator, init_scale, min_count
+        self.buckets, self.bins, self.text, self.text_dim = buckets, bins, text, text_dim
         self.bf16, self.device, self.seed = bf16, device, seed
 
-    def fit(self, X: pd.DataFrame, y) -> "CTRModel":
-        """Train on X: (n, d) and clicks y: (n,) of 0 and 1."""
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"architecture={self.architecture!r} is unknown; choose one of {', '.join(ARCHITECTURES)}."
-            )
-        X, y = pd.DataFrame(X), _clicks(y, len(X))
-        self.encoder_ = Encoder(self.min_count).fit(X)
-        self.feature_names_in_, self.n_features_in_ = self.encoder_.feature_names_in_, X.shape[1]
-        self.classes_, self.base_rate_ = np.array([0, 1]), float(y.mean())
-        slots, numbers = map(torch.from_numpy, self.encoder_.transform(X))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            dim, bias = 0 if self.architecture == "lr" else self.dim, math.log(self.base_rate_ / (1 - self.base_rate_))
-            shape = self.architecture, slots.shape[1], numbers.shape[1], dim
-            self.network_ = _Network(*shape, self.hidden, self.dropout, bias).to(self.device)
-            self.table_ = self.init_scale * torch.randn(int(self.encoder_.offsets_[-1]) + numbers.shape[1], 1 + dim)
-            self.table_[:, 0] = 0.0
-            self.table_ = self.table_.to(self.device)
-            self._train(slots, numbers, torch.from_numpy(y))
-        self._settle_bias(self._logits(slots, numbers), self.base_rate_)
+    def fit(self, X: pd.DataFrame, y, validation=None) -> "CTRModel":
+        """Train on X: (n, d) and clicks y: (n,) of 0 and 1; validation is such a pair, scored after each epoch."""
+        X, y = pd.DataFrame(X), clicks(y, len(X))
+        self._start(self._encoder().fit(X), float(y.mean()))
+        rows = self._encode(X, y)
+        for name, reason in leaking_columns(X, y).items():
+            warnings.warn(f"Column '{name}' seems to know the click ({reason}): was it known before?", stacklevel=2)
+        score = None
+        if validation is not None:
+            held = self._encode(pd.DataFrame(validation[0]), clicks(validation[1], len(validation[0]), both=False))
+            score = lambda: float(log_losses(held[2], _sigmoid(self._logits(*held[:2]))).mean())  # noqa: E731
+        return self._train(lambda epoch: [rows], len(y), score)
+
+    def partial_fit(self, X: pd.DataFrame, y, classes=None) -> "CTRModel":
+        """Learn from the next rows of a stream, once, at constant rates.
+
+        The first call decides columns, values and scales; values that come later share the slot "unseen", unless
+        ``buckets`` hashes them. A part may hold no click, the first one must. ``classes`` is ignored (scikit-learn's signature).
+        """
+        X = pd.DataFrame(X)
+        y = clicks(y, len(X), both=not hasattr(self, "table_"))
+        if not hasattr(self, "table_"):
+            self._start(self._encoder().fit(X), float(y.mean()))
+        with compute.own_randomness(self.seed + self.steps_):
+            self._epoch([self._encode(X, y)], lambda step: 1.0)
         return self
 
-    def _train(self, slots: torch.Tensor, numbers: torch.Tensor, y: torch.Tensor) -> None:
-        table = RowAdagrad(self.table_, self.initial_accumulator)
-        dense = torch.optim.Adam(self.network_.parameters(), lr=self.dense_learning_rate, fused=True)
-        order = torch.cat([torch.randperm(len(y)) for _ in range(self.epochs)])
-        batches, saved = order.split(self.batch_size), []
-        self.network_.train()
-        for step, batch in enumerate(batches):
-            decay = min(1 - step / len(batches), (step + 1) / (0.1 * len(batches)))
-            dense.param_groups[0]["lr"] = self.dense_learning_rate * decay
-            part = (t[batch].to(self.device) for t in (slots, numbers, y))
-            saved.append(self._step(*part, table, dense, self.learning_rate * decay))
-        self.network_.eval()
-        self.saved_curve_ = [float(part.mean()) for part in np.array_split(saved, min(10 * self.epochs, len(saved)))]
+    # -- training -------------------------------------------------------------------------------------------------------
 
-    def _step(self, slots, numbers, y, table: RowAdagrad, dense: torch.optim.Optimizer, rate: float) -> float:
+    def _encoder(self) -> Encoder:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+        return Encoder(self.min_count, self.buckets, self.bins, self.text, self.text_dim)
+
+    def _encode(self, X: pd.DataFrame, y: np.ndarray) -> Rows:
+        return (*map(torch.from_numpy, self.encoder_.transform(X)), torch.from_numpy(y))
+
+    def _start(self, encoder: Encoder, base_rate: float) -> None:
+        """First weights of a model for an encoder that has seen the columns."""
+        self.encoder_, self.classes_, self.base_rate_ = encoder, np.array([0, 1]), base_rate
+        self.feature_names_in_, self.n_features_in_ = encoder.feature_names_in_, encoder.n_features_in_
+        dim, slots = 0 if self.architecture == "lr" else self.dim, int(encoder.offsets_[-1])
+        fields, numbers = len(encoder.offsets_) - 1, len(encoder.centre_) + int(encoder.flagged_.sum())
+        with compute.own_randomness(self.seed):
+            bias = math.log(base_rate / (1 - base_rate))
+            network = Network(self.architecture, fields, numbers, dim, self.hidden, self.dropout, bias)
+            table = self.init_scale * torch.randn(slots, dim)
+        self.network_, self.table_ = network.to(self.device), table.to(self.device)
+        self.weights_ = torch.zeros(slots, device=self.device)
+        kind = RowAdagrad if self.optimizer == "adagrad" else RowAdam
+        self._tables = kind(self.table_, self.initial_accumulator), kind(self.weights_, self.initial_accumulator)
+        numeric = [
+            p for name, p in network.named_parameters() if name in ("weights", "rows")
+        ]  # the table of the numbers
+        others = [p for name, p in network.named_parameters() if name not in ("weights", "rows")]
+        self._dense = (
+            torch.optim.Adagrad(numeric, self.learning_rate, initial_accumulator_value=self.initial_accumulator),
+            torch.optim.AdamW(others, self.dense_learning_rate, weight_decay=self.l2, fused=True),
+        )
+        self.steps_, self._saved, self.validation_curve_ = 0, [], []
+
+    def _train(self, parts: Callable[[int], Iterable[Rows]], n: int, score: Callable[[], float] | None) -> "CTRModel":
+        """Pass ``epochs`` times over parts(epoch), which hold n rows together; ``score`` gives a loss on held-out rows."""
+        total, best = max(1, self.epochs * math.ceil(n / self.batch_size)), None
+        decay = lambda step: min(max(1 - step / total, 0.0), (step + 1) / (0.1 * total))  # noqa: E731
+        with (
+            compute.own_randomness(self.seed),
+            tqdm(total=total, desc="click model", unit="step", delay=2, mininterval=0.5, leave=False) as bar,
+        ):
+            for epoch in range(self.epochs):
+                last = self._epoch(parts(epoch), decay if self.schedule == "decay" else lambda step: 1.0, bar)
+                self.validation_curve_ += [score()] if score else []
+                if self.patience is not None and score:
+                    if self.validation_curve_[-1] == min(self.validation_curve_):
+                        best = copy.deepcopy((self.table_, self.weights_, self.network_.state_dict()))
+                    elif epoch - int(np.argmin(self.validation_curve_)) >= self.patience:
+                        break
+        if best:
+            self.table_.copy_(best[0])
+            self.weights_.copy_(best[1])
+            self.network_.load_state_dict(best[2])
+        pieces = np.array_split(self._saved, min(10 * self.epochs, len(self._saved)))
+        self.saved_curve_ = [float(piece.mean()) for piece in pieces]
+        some = slice(None, None, max(1, len(last[2]) // 2**17))
+        return self._settle_bias(self._logits(last[0][some], last[1][some]), self.base_rate_)
+
+    def _epoch(self, parts: Iterable[Rows], factor: Callable[[int], float], bar: tqdm | None = None) -> Rows:
+        """One pass in random order within each part; returns the last part."""
+        self.network_.train()
+        for part in parts:
+            for batch in torch.randperm(len(part[2])).split(self.batch_size):
+                batch = parallel.share(batch)
+                self._saved.append(self._step(*(t[batch].to(self.device) for t in part), factor(self.steps_)))
+                self.steps_ += 1
+                if bar is not None:
+                    bar.update()
+        self.network_.eval()
+        return part
+
+    def _step(self, slots: torch.Tensor, x: torch.Tensor, y: torch.Tensor, factor: float) -> float:
         """One step down the summed loss of a batch, the sum being what the accumulators are measured in."""
-        used = self._used(slots, numbers)
-        rows = self.table_[used].requires_grad_()
-        logit = self.network_(rows, numbers, self.bf16)
-        loss = nn.functional.binary_cross_entropy_with_logits(logit, y, reduction="sum")
-        dense.zero_grad()
+        if self.feature_dropout:
+            first = torch.from_numpy(self.encoder_.offsets_[:-1] + UNSEEN).to(slots)
+            slots = torch.where(torch.rand(slots.shape, device=slots.device) < self.feature_dropout, first, slots)
+        used, V, w = self._look_up(slots)
+        V.requires_grad_()
+        w.requires_grad_()
+        loss = nn.functional.binary_cross_entropy_with_logits(self.network_(V, w, x, self._dtype()), y, reduction="sum")
+        self.network_.zero_grad()
         loss.backward()
-        dense.step()
-        table.step(used, rows.grad, rate)
+        gradients = [torch.zeros_like(V) if V.grad is None else V.grad, w.grad]
+        if self.l2:
+            gradients = [g.add_(v.detach(), alpha=self.l2) for g, v in zip(gradients, (V, w), strict=True)]
+        used, *gradients = parallel.exchange(self.network_, used, *(g.flatten(0, 1) for g in gradients))
+        rows = torch.unique(used)
+        for table, gradient in zip(self._tables, gradients, strict=True):
+            if gradient.numel():
+                table.step(used, rows, gradient, self.learning_rate * factor)
+        for optimizer in self._dense:
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
+            optimizer.step()
         return log_losses(y.cpu(), self.base_rate_).mean() - loss.item() / len(y)  # of rows not yet learnt from
 
-    def _used(self, slots: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """Table rows that a batch reads: one a value, then the last ones of the table, one a number."""
-        size, m = self.table_.shape[0], numbers.shape[1]
-        return torch.cat([slots.flatten(), torch.arange(size - m, size, dtype=slots.dtype, device=slots.device)])
+    def _look_up(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Slots in one line (n · f,), their rows V (n, f, dim) and their weights w (n, f)."""
+        used = slots.flatten().long()
+        V = nn.functional.embedding(used, self.table_).view(*slots.shape, self.table_.shape[1])
+        return used, V, self.weights_[used].view(slots.shape)
 
-    def _settle_bias(self, logits: torch.Tensor, rate: float) -> None:
+    def _dtype(self) -> torch.dtype:
+        if self.bf16 == "auto":
+            return compute.dtype(self.device)
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    def _settle_bias(self, logits: torch.Tensor, rate: float) -> "CTRModel":
         """Shift the bias so that the mean prediction is the click rate: the last noisy steps leave it some percent off."""
         shift = torch.zeros(())
         for _ in range(5):  # Newton
@@ -199,102 +256,65 @@ class CTRModel(ClassifierMixin, BaseEstimator):
             shift += (rate - p.mean()) / (p * (1 - p)).mean()
         with torch.no_grad():
             self.network_.bias += shift.to(self.network_.bias.device)
+        return self
+
+    # -- prediction -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _logits(self, slots: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        parts = zip(slots.split(8192), numbers.split(8192), strict=True)
-        moved = ((s.to(self.device), v.to(self.device)) for s, v in parts)
-        return torch.cat([self.network_(self.table_[self._used(s, v)], v, self.bf16).cpu() for s, v in moved])
+    def _logits(self, slots: torch.Tensor, x: torch.Tensor, rows: int = 4096) -> torch.Tensor:
+        out = [torch.empty(0)]
+        for s, numbers in zip(slots.split(rows), x.split(rows), strict=True):
+            _, V, w = self._look_up(s.to(self.device))
+            out.append(self.network_(V, w, numbers.to(self.device), self._dtype()).cpu())
+        return torch.cat(out)
 
     def decision_function(self, X: pd.DataFrame) -> np.ndarray:
         """Logits (n,) of a click."""
-        check_is_fitted(self)
+        check_is_fitted(self, "table_")
         return self._logits(*map(torch.from_numpy, self.encoder_.transform(pd.DataFrame(X)))).double().numpy()
 
     def predict_proba(self, X: pd.DataFrame) -> np.ndarray:
         """Probabilities (n, 2) of no click and of a click."""
-        p = 1 / (1 + np.exp(-self.decision_function(X)))
+        p = _sigmoid(self.decision_function(X))
         return np.column_stack([1 - p, p])
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """1 where a click is more likely than not, else 0; at usual click rates almost never: use ``predict_proba``."""
         return (self.decision_function(X) > 0).astype(int)
 
+    # -- files ----------------------------------------------------------------------------------------------------------
 
-# -- measures ------------------------------------------------------------------------------------------------------------
+    def save(self, folder) -> Path:
+        """Write model.json (parameters, columns, values) and model.safetensors (weights) into a folder."""
+        check_is_fitted(self, "table_")
+        columns, tensors = click_files.encoder_state(self.encoder_)
+        facts = {"params": self.get_params(), "encoder": columns, "base_rate": self.base_rate_}
+        tensors |= {"table": self.table_, "weights": self.weights_}
+        tensors |= {f"network.{name}": value for name, value in self.network_.state_dict().items()}
+        return click_files.write(folder, facts, tensors)
 
+    @classmethod
+    def load(cls, folder, device: str = "cpu") -> "CTRModel":
+        """Read a saved model; it predicts as before, and ``partial_fit`` goes on with fresh accumulators.
 
-def log_losses(y, p) -> np.ndarray:
-    """Log loss −(y log p + (1 − y) log(1 − p)) of each row, in nats; y: (n,) in [0, 1], p: (n,) or one number.
-
-    With the true probabilities as y this is the expected loss, free of the luck of single clicks.
-    Taught in notebooks/03_ctr_modeling.ipynb, section 2.
-    """
-    y, p = np.asarray(y, dtype=float), np.clip(np.asarray(p, dtype=float), 1e-15, 1 - 1e-15)
-    return -(y * np.log(p) + (1 - y) * np.log1p(-p))
-
-
-def log_loss_interval(
-    y, p, users=None, baseline=None, repeats: int = 500, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """Mean log loss, or its difference to a baseline, with a bootstrap interval that redraws whole users.
-
-    Impressions of one person are alike: redrawing single rows would promise too narrow an interval.
-
-    Parameters
-    ----------
-    y, p : clicks (n,) and predicted probabilities (n,) or one number.
-    users : (n,) whose row it is; without it every row is a person of its own.
-    baseline : other probabilities; the result is loss(p) − loss(baseline), below zero where p is better.
-    repeats, level, seed : bootstrap draws, coverage, random seed.
-
-    Efron (1979), Annals of Statistics 7. Taught in notebooks/03_ctr_modeling.ipynb, section 2.
-    """
-    losses = log_losses(y, p) - (0.0 if baseline is None else log_losses(y, baseline))
-    who = np.arange(len(losses)) if users is None else pd.factorize(np.asarray(users))[0]
-    total, rows = np.bincount(who, losses), np.bincount(who)
-    rng = np.random.default_rng(seed)
-    draws = (np.bincount(rng.integers(len(rows), size=len(rows)), minlength=len(rows)) for _ in range(repeats))
-    means = [(weight @ total) / (weight @ rows) for weight in draws]
-    return Interval(float(losses.mean()), *map(float, np.quantile(means, [(1 - level) / 2, (1 + level) / 2])))
+        Raises ValueError for a missing, damaged or foreign file, or if the two files are not of one model.
+        """
+        facts, tensors = click_files.read(folder)
+        model = cls(**facts["params"] | {"device": device})
+        model._start(click_files.encoder_from(facts["encoder"], tensors), facts["base_rate"])
+        model.table_.copy_(tensors["table"])
+        model.weights_.copy_(tensors["weights"])
+        state = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        model.network_.load_state_dict(state)
+        model.network_.eval()
+        return model
 
 
-def gap_to_oracle(loss: float, base_loss: float, oracle_loss: float) -> float:
-    """Share of what could be learnt that is still missing: (loss − oracle) / (base − oracle).
-
-    0 is the truth itself, 1 no better than always saying the base rate; all three are mean log losses on the same rows.
-    Raises ValueError if the oracle is not better than the base. Taught in notebooks/03_ctr_modeling.ipynb, section 2.
-    """
-    if not base_loss > oracle_loss:
-        raise ValueError(
-            f"The oracle's loss {oracle_loss:.5f} is not below the base's {base_loss:.5f}: nothing to learn."
-        )
-    return (loss - oracle_loss) / (base_loss - oracle_loss)
+def _sigmoid(logits) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.asarray(logits, dtype=float)))
 
 
-def reliability(y, p, bins: int = 10, level: float = 0.95) -> pd.DataFrame:
-    """Compare predicted with observed click rates in at most ``bins`` bins of equally many rows; equal p share a bin.
-
-    Returns
-    -------
-    DataFrame, one row a bin: predicted (mean), observed (click rate), low, high (Wilson 1927, JASA 22), clicks, rows.
-
-    Taught in notebooks/03_ctr_modeling.ipynb, section 5.
-    """
-    frame = pd.DataFrame({"y": np.asarray(y), "p": np.asarray(p, dtype=float)})
-    which = (frame["p"].rank(method="min") - 1) * bins // len(frame)
-    out = frame.groupby(which).agg(
-        predicted=("p", "mean"), observed=("y", "mean"), clicks=("y", "sum"), rows=("y", "size")
-    )
-    low, high = proportion_confint(out["clicks"], out["rows"], alpha=1 - level, method="wilson")
-    columns = ["predicted", "observed", "low", "high", "clicks", "rows"]
-    return out.assign(low=low, high=high)[columns].reset_index(drop=True).rename_axis("bin")
-
-
-# -- checks --------------------------------------------------------------------------------------------------------------
-
-
-def _clicks(y, n: int) -> np.ndarray:
+def clicks(y, n: int, both: bool = True) -> np.ndarray:
     """Clicks (n,) in float32, or a sentence that says what is wrong with them."""
     y = np.asarray(y)
     if y.shape != (n,) or n == 0:
@@ -302,7 +322,7 @@ def _clicks(y, n: int) -> np.ndarray:
     found = pd.unique(pd.Series(y)).tolist()
     if not set(found) <= {0, 1}:
         raise ValueError(f"The target must be 0 (no click) or 1 (click); it holds {', '.join(map(str, found[:5]))}.")
-    if len(found) == 1:
+    if both and len(found) == 1:
         raise ValueError(
             f"Every row of the target is {int(found[0])}: a click model needs rows with and without a click."
         )

@@ -1,16 +1,16 @@
-"""From tables to what a click model reads: features of an impression, a split by time, and numbers for a network.
+"""From tables to what a click model reads: features of an impression, a split by time, columns that know the answer.
 
-Taught in notebooks/03_ctr_modeling.ipynb, sections 1 and 4.
+Taught in notebooks/03_ctr_modeling.ipynb.
 """
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.metrics import roc_auc_score
 
-UNSEEN, MISSING, KNOWN = 0, 1, 2  # the first slots of every categorical field; the known values start at KNOWN
+from adlib.encoding import is_numeric
+
 LOOKUPS = (  # table, its key, what an impression learns from it
     ("users", "user_id", ("age_band", "gender", "region", "spend_level")),
     ("creatives", "creative_id", ("product_id", "appeal", "tone", "origin", "words")),
@@ -129,87 +129,42 @@ def time_split(frame: pd.DataFrame, share=(0.7, 0.1, 0.2), column: str = "timest
     return split
 
 
-# -- a table as numbers ---------------------------------------------------------------------------------------------------
+def leaking_columns(X: pd.DataFrame, y, most: int = 50_000, level: float = 1e-9) -> dict[str, str]:
+    """Name the columns that know the click: each separates it almost alone, or has a value that (almost) decides it.
 
-
-class Encoder(TransformerMixin, BaseEstimator):
-    """Turn a table into integer slots (categorical columns) and robustly scaled numbers (numeric columns).
-
-    Each categorical column owns a run of slots in one stacked table: one for values that training did not hold, one for
-    missing values, then the known ones. A number becomes (x − median) / interquartile range, clipped to ±5; a missing one
-    becomes 0, the median, and is flagged in a column of its own if training had such rows.
+    A number is cut into at most twenty parts. A value is suspicious if all, or none, of its rows are clicked and the base
+    rate would give that with a probability below ``level``, or if ranking by the column's click rates has AUC over .99.
 
     Parameters
     ----------
-    min_count : values seen in fewer rows share the first slot, which so learns what a rare value is like.
+    X, y : columns (n, d) and clicks (n,); of more than ``most`` rows a regular sample is looked at.
+
+    Returns
+    -------
+    dict from the name of a column to the reason, in words; empty if nothing is found.
+
+    Kaufman, Rosset, Perlich, Stitelman (2012), Leakage in data mining, ACM TKDD 6.
+    Taught in notebooks/03_ctr_modeling.ipynb, section "What can go wrong".
     """
-
-    def __init__(self, min_count: int = 1):
-        self.min_count = min_count
-
-    def fit(self, X: pd.DataFrame, y=None) -> "Encoder":
-        """Learn the values of each categorical column, and centre and scale of each numeric one; X: (n, d)."""
-        self.feature_names_in_, self.n_features_in_ = np.array(X.columns, dtype=object), X.shape[1]
-        for name in X.columns[X.isna().all()]:
-            warnings.warn(f"Column '{name}' holds no value at all: the model learns nothing from it.", stacklevel=3)
-        self.numeric_ = [name for name in X if is_numeric(X[name])]
-        counts = {name: _texts(X[name]).value_counts(sort=False) for name in X if name not in self.numeric_}
-        self.values_ = {name: pd.Index(c.index[c >= self.min_count].astype(object)) for name, c in counts.items()}
-        self.offsets_ = np.cumsum([0] + [KNOWN + len(values) for values in self.values_.values()])
-        numbers = _numbers(X, self.numeric_)
-        self.flagged_ = np.isnan(numbers).any(axis=0)
-        self.centre_, self.scale_ = _centre_and_scale(numbers)
-        return self
-
-    def transform(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        """Encode a table with the columns of ``fit``, in any order: slots (n, fields) int32, numbers (n, m) float32."""
-        known = list(self.feature_names_in_)
-        missing, new = [str(c) for c in known if c not in X], [str(c) for c in X if c not in known]
-        if missing or new:
-            found = f"missing: {', '.join(missing) or 'none'}; not known: {', '.join(new) or 'none'}"
-            raise ValueError(f"The columns differ from those the model was fitted on ({found}).")
-        slots = np.empty((len(X), len(self.values_)), dtype=np.int32)
-        for j, (name, values) in enumerate(self.values_.items()):
-            texts = _texts(X[name])
-            at = values.get_indexer(texts.cat.categories.astype(object))
-            lookup = np.append(np.where(at < 0, UNSEEN, at + KNOWN), MISSING)  # a missing value has code −1: the last
-            slots[:, j] = self.offsets_[j] + lookup[texts.cat.codes]
-        numbers = _numbers(X, self.numeric_)
-        scaled = np.nan_to_num(np.clip((numbers - self.centre_) / self.scale_, -5, 5))
-        return slots, np.hstack([scaled, np.isnan(numbers[:, self.flagged_])]).astype(np.float32)
-
-
-def is_numeric(column: pd.Series) -> bool:
-    """Say whether a column holds numbers (truth values count as categories); a column of times is an error."""
-    if pd.api.types.is_datetime64_any_dtype(column):
-        raise ValueError(f"Column '{column.name}' holds times: turn it into hour, weekday or an age in days first.")
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-
-
-def _texts(column: pd.Series) -> pd.Series:
-    """The column as categories of text; missing values stay missing."""
-    column = column.astype("category")
-    return column.cat.rename_categories(column.cat.categories.map(str))
-
-
-def _numbers(X: pd.DataFrame, names: list[str]) -> np.ndarray:
-    """Numeric columns (n, m) in float64; a missing number is NaN, infinity an error that names column and row."""
-    out = np.empty((len(X), len(names)))
-    for j, name in enumerate(names):
-        if not is_numeric(X[name]):
-            raise ValueError(f"Column '{name}' held numbers when the model was fitted; now it holds {X[name].dtype}.")
-        out[:, j] = X[name].to_numpy(dtype=float, na_value=np.nan)
-        if np.isinf(out[:, j]).any():
-            row = int(np.flatnonzero(np.isinf(out[:, j]))[0])
-            raise ValueError(f"Column '{name}' holds an infinite number (first in row {row}): correct or empty it.")
-    return out
-
-
-def _centre_and_scale(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median and interquartile range a column; where that is 0 the standard deviation, and 1 where that is 0 too."""
-    centre, scale = np.zeros(numbers.shape[1]), np.ones(numbers.shape[1])
-    for j, column in enumerate(numbers.T):
-        if len(known := column[~np.isnan(column)]):
-            low, centre[j], high = np.quantile(known, [0.25, 0.5, 0.75])
-            scale[j] = (high - low) or known.std() or 1.0
-    return centre, scale
+    every = slice(None, None, max(1, len(X) // most))
+    X, y = X.iloc[every], pd.Series(np.asarray(y, dtype=float)[every])
+    base, found = y.mean(), {}
+    for name in X if 0 < base < 1 else []:
+        column = X[name].reset_index(drop=True)
+        if is_numeric(column):
+            edges = np.unique(column.quantile(np.linspace(0, 1, 21)).dropna())
+            column = pd.cut(column, np.append(edges[:1] - 1, edges)) if len(edges) else column
+        elif column.dtype == object and not column.map(lambda value: isinstance(value, str), na_action="ignore").all():
+            continue  # vectors
+        parts = y.groupby(column.astype("str"), observed=True).agg(["sum", "size"])
+        rows = column.astype("str").map(parts["size"])
+        rates = (column.astype("str").map(parts["sum"]) - y) / (rows - 1).clip(lower=1)  # without the row itself
+        never = parts[(parts["sum"] == 0) & (parts["size"] * np.log1p(-base) < np.log(level))]
+        always = parts[(parts["sum"] == parts["size"]) & (parts["size"] * np.log(base) < np.log(level))]
+        for value, kind in [(never, "never"), (always, "always")]:
+            if len(value):
+                row = value.sort_values("size").iloc[-1]
+                found[name] = f"{row.name!r} is {kind} clicked in {int(row['size'])} rows"
+        if name not in found and roc_auc_score(y, rates.fillna(base)) > 0.99:
+            found[name] = "it separates clicks from the rest almost alone"
+    return found

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import cross_val_score
 
-from adlib import ctr, features
+from adlib import ctr, encoding, networks
 
 
 def planted(n=30_000, seed=0, interaction=1.0):
@@ -82,21 +82,44 @@ def test_lr_agrees_with_scikit_learn(data):
 
 def test_the_factorisation_machine_is_the_sum_over_pairs():
     torch.manual_seed(0)
-    network = ctr._Network("fm", 3, 2, 4, (8,), 0.0, -1.0)
-    rows, numbers = torch.randn(5 * 3 + 2, 5), torch.randn(5, 2)
-    terms = torch.cat([rows[:15].view(5, 3, 5), numbers[:, :, None] * rows[15:]], 1)
-    pairs = sum((terms[:, i, 1:] * terms[:, j, 1:]).sum(1) for i in range(5) for j in range(i))
-    assert torch.allclose(network(rows, numbers), -1.0 + terms[..., 0].sum(1) + pairs, atol=1e-5)
+    network = networks.Network("fm", 3, 2, 4, (8,), 0.0, -1.0).requires_grad_()
+    V, w, x = torch.randn(5, 3, 4, requires_grad=True), torch.randn(5, 3), torch.randn(5, 2)
+    terms = torch.cat([V, x[:, :, None] * network.rows], 1)
+    pairs = sum((terms[:, i] * terms[:, j]).sum(1) for i in range(5) for j in range(i))
+    found = network(V, w, x)
+    assert torch.allclose(found, -1.0 + w.sum(1) + x @ network.weights + pairs, atol=1e-5)
+    inputs, direction = (V, network.rows), torch.randn(5)
+    for by_hand, automatic in zip(  # the gradient of Pairs is written out
+        torch.autograd.grad(found, inputs, direction), torch.autograd.grad(pairs, inputs, direction), strict=True
+    ):
+        assert torch.allclose(by_hand, automatic, atol=1e-5)
+
+
+def test_a_cross_layer_is_the_formula():
+    torch.manual_seed(0)
+    network = networks.Network("dcnv2", 2, 1, 3, (4,), 0.0, -1.0)
+    torch.nn.init.normal_(network.out.weight)
+    V, w, x = torch.randn(5, 2, 3), torch.randn(5, 2), torch.randn(5, 1)
+    c0 = torch.cat([V.flatten(1), x], 1)
+    c1 = c0 * network.crosses[0](c0) + c0
+    top = torch.cat([network.mlp(c0), c0 * network.crosses[1](c1) + c1], 1)
+    expected = -1.0 + w.sum(1) + x @ network.weights + network.out(top).squeeze(1)
+    assert torch.allclose(network(V, w, x), expected, atol=1e-5)
 
 
 def test_row_adagrad_is_adagrad_on_summed_gradients():
-    table = torch.randn(6, 3)
-    dense, slots = table.clone(), torch.tensor([4, 1, 4, 4])
-    gradient = torch.randn(4, 3)
-    ctr.RowAdagrad(table, initial=2.0).step(slots, gradient, rate=0.5)
-    total = torch.zeros(6, 3).index_add(0, slots, gradient)
-    assert torch.allclose(table, dense - 0.5 * total / (2.0 + (total**2).mean(1, keepdim=True)).sqrt(), atol=1e-6)
-    assert torch.equal(table[[0, 2, 3, 5]], dense[[0, 2, 3, 5]])
+    for shape in ((6, 3), (6,)):
+        table = torch.randn(shape)
+        before, slots, gradient = table.clone(), torch.tensor([4, 1, 4, 4]), torch.randn(4, *shape[1:])
+        adagrad = networks.RowAdagrad(table, initial=2.0)
+        total, G = torch.zeros(shape).index_add(0, slots, gradient), torch.full((6,), 2.0)
+        expected = before.clone()
+        for _ in range(2):
+            adagrad.step(slots, torch.unique(slots), gradient, rate=0.5)
+            G += total.reshape(6, -1).square().mean(1)
+            expected -= 0.5 * (total.reshape(6, -1) / G.sqrt()[:, None]).reshape(shape)
+        assert torch.allclose(table, expected, atol=1e-6)
+        assert torch.equal(table[[0, 2, 3, 5]], before[[0, 2, 3, 5]])
 
 
 def test_the_same_seed_gives_the_same_model_and_leaves_the_global_generator_alone(data):
@@ -133,7 +156,7 @@ def test_unseen_and_missing_values_have_slots_of_their_own(data, model):
     strange = model.predict_proba(row.assign(who="somebody new", noise=None, number=np.nan))
     assert np.isfinite(strange).all()
     slots, _ = ctr.Encoder().fit(X).transform(row.assign(who="somebody new", ad=None))
-    assert slots[0, 0] == features.UNSEEN and slots[0, 1] == 2 + 8 + features.MISSING
+    assert slots[0, 0] == encoding.UNSEEN and slots[0, 1] == 2 + 8 + encoding.MISSING
     learnt = X.assign(who=X["who"].where(y == 0))  # missing exactly where a click follows
     p = ctr.CTRModel(batch_size=256).fit(learnt, y).predict_proba(learnt)[:, 1]
     assert p[y == 1].mean() > 0.9
@@ -143,7 +166,7 @@ def test_rare_values_share_the_slot_of_the_unseen(data):
     X, _, _ = data
     X = X.assign(who=X["who"].where(X.index > 3, "once" + X.index.astype(str)))
     encoder = ctr.Encoder(min_count=2).fit(X)
-    assert (encoder.transform(X)[0][:4, 0] == features.UNSEEN).all()
+    assert (encoder.transform(X)[0][:4, 0] == encoding.UNSEEN).all()
     assert len(ctr.Encoder().fit(X).values_["who"]) == len(encoder.values_["who"]) + 4
 
 
@@ -159,11 +182,9 @@ def test_numbers_are_scaled_robustly_and_a_missing_one_is_flagged():
 def test_other_column_types(data, dtype):
     _, y, _ = data
     column = pd.Series(y[:2000] == 1).astype(dtype)
-    p = (
-        ctr.CTRModel("lr", batch_size=32, epochs=8, learning_rate=0.3)
-        .fit(pd.DataFrame({"c": column}), y[:2000])
-        .predict_proba(pd.DataFrame({"c": column}))
-    )
+    X, model = pd.DataFrame({"c": column}), ctr.CTRModel("lr", batch_size=32, epochs=8, learning_rate=0.3)
+    with pytest.warns(UserWarning, match="Column 'c' seems to know the click"):
+        p = model.fit(X, y[:2000]).predict_proba(X)
     assert p[y[:2000] == 1, 1].mean() > p[y[:2000] == 0, 1].mean() + 0.3
 
 
@@ -225,7 +246,7 @@ def test_bad_training_data_is_explained(data, change, words):
 
 
 def test_an_unknown_architecture_is_explained(data):
-    with pytest.raises(ValueError, match="'transformer' is unknown; choose one of lr, fm, deepfm"):
+    with pytest.raises(ValueError, match="'transformer' is unknown; choose one of lr, fm, dnn, deepfm, dcnv2"):
         ctr.CTRModel("transformer").fit(*data[:2])
 
 
