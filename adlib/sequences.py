@@ -293,7 +293,7 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
             self.table_[:, 0] = 0.0
             self.table_ = self.table_.to(self.device)
             self._train(parts, torch.from_numpy(y))
-        self._settle_bias(torch.from_numpy(self.decision_function(X)))
+        self._settle_bias(self._logits([t[:: 1 + len(y) // 50_000] for t in parts]))
         return self
 
     def _tensors(self, X: Rows) -> list[torch.Tensor]:
@@ -322,7 +322,7 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
             table.step(slots.flatten(), rows.grad, self.learning_rate * decay)
 
     def _settle_bias(self, logits: torch.Tensor) -> None:
-        """Shift the bias so that the mean prediction is the click rate: the last noisy steps leave it some percent off."""
+        """Shift the bias so that the mean prediction is the click rate; some ten thousand rows are enough to see how far."""
         shift = torch.zeros((), dtype=logits.dtype)
         for _ in range(5):  # Newton
             p = torch.sigmoid(logits + shift)
@@ -331,15 +331,18 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
             self.network_.bias += shift.to(self.network_.bias)
 
     @torch.no_grad()
+    def _logits(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        logits = []
+        with compute.fast_cpu():
+            for part in zip(*(t.split(8192) for t in parts), strict=True):
+                slots, numbers, *past = (t.to(self.device) for t in part)
+                logits.append(self.network_(self.table_[slots.flatten()], numbers, past).cpu())
+        return torch.cat(logits).double()
+
     def decision_function(self, X: Rows) -> np.ndarray:
         """Logits (n,) of a click."""
         check_is_fitted(self)
-        logits = []
-        with compute.fast_cpu():
-            for part in zip(*(t.split(8192) for t in self._tensors(X)), strict=True):
-                slots, numbers, *past = (t.to(self.device) for t in part)
-                logits.append(self.network_(self.table_[slots.flatten()], numbers, past).cpu())
-        return torch.cat(logits).double().numpy()
+        return self._logits(self._tensors(X)).numpy()
 
     def predict_proba(self, X: Rows) -> np.ndarray:
         """Probabilities (n, 2) of no click and of a click."""
