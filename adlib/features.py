@@ -3,6 +3,7 @@
 Taught in notebooks/03_ctr_modeling.ipynb.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -147,24 +148,34 @@ def leaking_columns(X: pd.DataFrame, y, most: int = 50_000, level: float = 1e-9)
     Taught in notebooks/03_ctr_modeling.ipynb, section "What can go wrong".
     """
     every = slice(None, None, max(1, len(X) // most))
-    X, y = X.iloc[every], pd.Series(np.asarray(y, dtype=float)[every])
+    X, y = X.iloc[every], np.asarray(y, dtype=float)[every]
     base, found = y.mean(), {}
     for name in X if 0 < base < 1 else []:
-        column = X[name].reset_index(drop=True)
-        if is_numeric(column):
-            edges = np.unique(column.quantile(np.linspace(0, 1, 21)).dropna())
-            column = pd.cut(column, np.append(edges[:1] - 1, edges)) if len(edges) else column
-        elif column.dtype == object and not column.map(lambda value: isinstance(value, str), na_action="ignore").all():
+        codes, labels = _cut(X[name])
+        if labels is None:
             continue  # vectors
-        parts = y.groupby(column.astype("str"), observed=True).agg(["sum", "size"])
-        rows = column.astype("str").map(parts["size"])
-        rates = (column.astype("str").map(parts["sum"]) - y) / (rows - 1).clip(lower=1)  # without the row itself
-        never = parts[(parts["sum"] == 0) & (parts["size"] * np.log1p(-base) < np.log(level))]
-        always = parts[(parts["sum"] == parts["size"]) & (parts["size"] * np.log(base) < np.log(level))]
-        for value, kind in [(never, "never"), (always, "always")]:
-            if len(value):
-                row = value.sort_values("size").iloc[-1]
-                found[name] = f"{row.name!r} is {kind} clicked in {int(row['size'])} rows"
-        if name not in found and roc_auc_score(y, rates.fillna(base)) > 0.99:
-            found[name] = "it separates clicks from the rest almost alone"
+        clicked, rows = np.bincount(codes, y, len(labels)), np.bincount(codes, minlength=len(labels))
+        never = (clicked == 0) & (rows * np.log1p(-base) < np.log(level))
+        always = (clicked == rows) & (rows * np.log(base) < np.log(level))
+        for hits, kind in [(never, "never"), (always, "always")]:
+            if hits.any():
+                worst = int(np.argmax(np.where(hits, rows, 0)))
+                found[name] = f"{str(labels[worst])!r} is {kind} clicked in {rows[worst]} rows"
+        if name not in found:
+            rates = np.where(rows[codes] > 1, (clicked[codes] - y) / np.maximum(rows[codes] - 1, 1), base)
+            if roc_auc_score(y, rates) > 0.99:  # each rate is that of the other rows with this value
+                found[name] = "it separates clicks from the rest almost alone"
     return found
+
+
+def _cut(column: pd.Series) -> tuple[np.ndarray, list | None]:
+    """Which value, or which of at most twenty parts of a number, each row has, and their names; None for vectors."""
+    if is_numeric(column):
+        values = column.to_numpy(dtype=float, na_value=np.nan)
+        edges = np.unique(np.nanquantile(values, np.linspace(0, 1, 21))) if not np.isnan(values).all() else np.zeros(1)
+        codes = np.where(np.isnan(values), len(edges), np.searchsorted(edges, values, side="left"))
+        return codes, [f"({low:g}, {high:g}]" for low, high in itertools.pairwise([-np.inf, *edges])] + ["nan"]
+    if column.dtype == object and not column.map(lambda value: isinstance(value, str), na_action="ignore").all():
+        return np.zeros(len(column), dtype=int), None
+    column = column.astype("category")
+    return np.where(column.isna(), len(column.cat.categories), column.cat.codes), [*column.cat.categories, "nan"]
