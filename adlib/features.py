@@ -151,20 +151,23 @@ def leaking_columns(X: pd.DataFrame, y, most: int = 50_000, level: float = 1e-9)
     X, y = X.iloc[every], np.asarray(y, dtype=float)[every]
     base, found = y.mean(), {}
     for name in X if 0 < base < 1 else []:
-        codes, labels = _cut(X[name])
-        if labels is None:
+        column = X[name]
+        if is_numeric(column):
+            edges = np.unique(column.quantile(np.linspace(0, 1, 21)).dropna())
+            column = pd.cut(column, np.append(edges[:1] - 1, edges)) if len(edges) else column
+        elif column.dtype == object and not column.map(lambda value: isinstance(value, str), na_action="ignore").all():
             continue  # vectors
-        clicked, rows = np.bincount(codes, y, len(labels)), np.bincount(codes, minlength=len(labels))
+        part, values = pd.factorize(column, use_na_sentinel=False)
+        clicked, rows = np.bincount(part, y), np.bincount(part)
         never = (clicked == 0) & (rows * np.log1p(-base) < np.log(level))
         always = (clicked == rows) & (rows * np.log(base) < np.log(level))
-        for hits, kind in [(never, "never"), (always, "always")]:
-            if hits.any():
-                worst = int(np.argmax(np.where(hits, rows, 0)))
-                found[name] = f"{str(labels[worst])!r} is {kind} clicked in {rows[worst]} rows"
-        if name not in found:
-            rates = np.where(rows[codes] > 1, (clicked[codes] - y) / np.maximum(rows[codes] - 1, 1), base)
-            if roc_auc_score(y, rates) > 0.99:  # each rate is that of the other rows with this value
-                found[name] = "it separates clicks from the rest almost alone"
+        rates = (clicked[part] - y) / np.maximum(rows[part] - 1, 1)  # of the other rows of the same value
+        for odd, kind in [(never, "never"), (always, "always")]:
+            if odd.any():
+                most_rows = int(np.argmax(np.where(odd, rows, 0)))
+                found[name] = f"'{values[most_rows]}' is {kind} clicked in {rows[most_rows]} rows"
+        if name not in found and roc_auc_score(y, rates) > 0.99:
+            found[name] = "it separates clicks from the rest almost alone"
     return found
 
 
