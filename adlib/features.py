@@ -3,7 +3,6 @@
 Taught in notebooks/03_ctr_modeling.ipynb.
 """
 
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -169,16 +168,3 @@ def leaking_columns(X: pd.DataFrame, y, most: int = 50_000, level: float = 1e-9)
         if name not in found and roc_auc_score(y, rates) > 0.99:
             found[name] = "it separates clicks from the rest almost alone"
     return found
-
-
-def _cut(column: pd.Series) -> tuple[np.ndarray, list | None]:
-    """Which value, or which of at most twenty parts of a number, each row has, and their names; None for vectors."""
-    if is_numeric(column):
-        values = column.to_numpy(dtype=float, na_value=np.nan)
-        edges = np.unique(np.nanquantile(values, np.linspace(0, 1, 21))) if not np.isnan(values).all() else np.zeros(1)
-        codes = np.where(np.isnan(values), len(edges), np.searchsorted(edges, values, side="left"))
-        return codes, [f"({low:g}, {high:g}]" for low, high in itertools.pairwise([-np.inf, *edges])] + ["nan"]
-    if column.dtype == object and not column.map(lambda value: isinstance(value, str), na_action="ignore").all():
-        return np.zeros(len(column), dtype=int), None
-    column = column.astype("category")
-    return np.where(column.isna(), len(column.cat.categories), column.cat.codes), [*column.cat.categories, "nan"]
