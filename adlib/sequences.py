@@ -319,7 +319,8 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
             dense.zero_grad()
             loss.backward()
             dense.step()
-            table.step(slots.flatten(), rows.grad, self.learning_rate * decay)
+            used = slots.flatten().long()
+            table.step(used, used.unique(), rows.grad, self.learning_rate * decay)
 
     def _settle_bias(self, logits: torch.Tensor) -> None:
         """Shift the bias so that the mean prediction is the click rate; some ten thousand rows are enough to see how far."""
