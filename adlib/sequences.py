@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from adlib import compute
-from adlib.ctr import RowAdagrad
-from adlib.features import Encoder
+from adlib.encoding import Encoder
+from adlib.networks import RowAdagrad
 
 __all__ = ["KINDS", "Histories", "Rows", "SequenceModel", "histories"]
 
