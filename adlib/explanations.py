@@ -38,24 +38,24 @@ def permutation_importance(
     DataFrame by group, most important first: importance, low, high in nats a row; 95 % t-interval over the repeats, so it
     holds the luck of the shuffles and of the rows drawn, and not that of the training rows.
 
-    Raises ValueError for a column that X does not have, or one that stands in two groups.
+    Raises ValueError for a column that X does not have, one that stands in two groups, or fewer than two repeats.
 
     Breiman (2001), Random forests, Machine Learning 45. Taught in notebooks/03_ctr_modeling.ipynb, section on explanations.
     """
-    groups = _groups(X, groups)
-    origin = np.tile(np.arange(len(X))[:, None], (1, len(groups)))  # from which row each group of columns is taken
-    found = inspection.permutation_importance(
-        _Patchwork(model, X, groups).fit(),
-        origin,
-        np.asarray(y, dtype=float),
-        scoring=lambda patchwork, where, clicks: -log_losses(clicks, patchwork.predict_proba(where)[:, 1]).mean(),
-        n_repeats=repeats,
-        max_samples=min(rows or len(X), len(X)),
-        random_state=seed,
-    )
-    reach = stats.t.ppf(0.975, repeats - 1) * found.importances.std(1, ddof=1) / np.sqrt(repeats)
-    table = pd.DataFrame({"importance": found.importances_mean}, index=list(groups))
-    table = table.assign(low=table["importance"] - reach, high=table["importance"] + reach)
+    if repeats < 2:
+        raise ValueError(f"repeats={repeats}: an interval over the shuffles needs at least two.")
+    groups, y, rng = _groups(X, groups), np.asarray(y, dtype=float), np.random.default_rng(seed)
+    patchwork, found = _Patchwork(model, X, groups).fit(), []
+    for repeat in range(
+        repeats
+    ):  # one shuffle a call: scikit-learn takes the unshuffled loss from all rows that it is given
+        drawn = np.arange(len(X)) if rows is None else rng.choice(len(X), min(rows, len(X)), replace=False)
+        origin = np.tile(drawn[:, None], (1, len(groups)))  # from which row each group of columns is taken
+        options = {"scoring": _minus_log_loss, "n_repeats": 1, "random_state": seed * repeats + repeat}
+        found.append(inspection.permutation_importance(patchwork, origin, y[drawn], **options).importances_mean)
+    mean = np.mean(found, axis=0)
+    reach = stats.t.ppf(0.975, repeats - 1) * np.std(found, axis=0, ddof=1) / np.sqrt(repeats)
+    table = pd.DataFrame({"importance": mean, "low": mean - reach, "high": mean + reach}, index=list(groups))
     return table.sort_values("importance", ascending=False)
 
 
@@ -172,6 +172,11 @@ class _Patchwork(ClassifierMixin, BaseEstimator):
     def predict_proba(self, origin: np.ndarray) -> np.ndarray:
         """Probabilities (n, 2) of the rows that the origin puts together."""
         return self.model.predict_proba(_assemble(self.X, origin, self.groups))
+
+
+def _minus_log_loss(patchwork: _Patchwork, origin: np.ndarray, y: np.ndarray) -> float:
+    """Score for scikit-learn, larger is better; clicks may be probabilities, which its own scorers refuse."""
+    return -log_losses(y, patchwork.predict_proba(origin)[:, 1]).mean()
 
 
 def _assemble(source: pd.DataFrame, origin: np.ndarray, groups: Groups) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from torch import nn
 
 from adlib import compute
-from adlib.features import Encoder
+from adlib.encoding import Encoder
 
 __all__ = [
     "METHODS",

@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from adlib import compute
-from adlib.ctr import RowAdagrad
-from adlib.features import Encoder
+from adlib.encoding import Encoder
+from adlib.networks import RowAdagrad
 
 __all__ = ["KINDS", "Histories", "Rows", "SequenceModel", "histories"]
 
@@ -319,7 +319,8 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
             dense.zero_grad()
             loss.backward()
             dense.step()
-            table.step(slots.flatten(), rows.grad, self.learning_rate * decay)
+            used = slots.flatten().long()
+            table.step(used, used.unique(), rows.grad, self.learning_rate * decay)
 
     def _settle_bias(self, logits: torch.Tensor) -> None:
         """Shift the bias so that the mean prediction is the click rate; some ten thousand rows are enough to see how far."""

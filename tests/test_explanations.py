@@ -155,6 +155,8 @@ def test_rows_limits_the_work_and_widens_the_interval(model):
         for t in (explanations.permutation_importance(model, X, y, repeats=8, rows=r) for r in (None, 200))
     ]
     assert widths[1] > 2 * widths[0]
+    few = explanations.permutation_importance(model, X, y, repeats=8, rows=200)
+    assert abs(few.loc["word", "importance"]) < 1e-12, "what is not read costs nothing, whichever rows are drawn"
 
 
 # -- the test of reasons -----------------------------------------------------------------------------------------------------
@@ -190,6 +192,8 @@ def test_bad_groups_and_reasons_are_explained(model):
     X = table(5)
     with pytest.raises(ValueError, match="columns that the table does not have: age"):
         explanations.permutation_importance(model, X, [0, 1, 0, 1, 0], {"who": ["age"]})
+    with pytest.raises(ValueError, match="repeats=1: an interval over the shuffles needs at least two"):
+        explanations.permutation_importance(model, X, [0, 1, 0, 1, 0], repeats=1)
     with pytest.raises(ValueError, match="stand in two groups: a"):
         explanations.shapley_values(interacting, X, X, {"one": ["a", "b"], "two": ["a"]})
     with pytest.raises(ValueError, match="The background is empty"):
