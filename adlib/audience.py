@@ -14,6 +14,13 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 EVENT_WEIGHTS = {"view": 1.0, "favourite": 2.0, "cart": 3.0, "purchase": 4.0}
 DAY_PARTS = ("night", "morning", "afternoon", "evening")  # six hours each, from midnight UTC
 PRIOR = 5.0  # average behaviour that every shopper starts with, in event weights: two events make no extreme profile
+STAGES = (
+    "no order yet",
+    "new",
+    "loyal",
+    "at risk",
+    "lost",
+)  # of the life cycle, in the order in which a customer meets them
 MOST_VALUES = 20  # of a column with more values the heaviest are kept, the rest is "other"
 
 
@@ -140,6 +147,35 @@ def rfm(events: pd.DataFrame, *, users: Iterable[str] | None = None, end: pd.Tim
     return pd.DataFrame({name: column.reindex(users).fillna(0.0).astype(float) for name, column in table.items()})
 
 
+def life_cycle(
+    events: pd.DataFrame, *, users: Iterable[str] | None = None, end: pd.Timestamp | None = None, window: float = 30.0
+) -> pd.Series:
+    """Say in which stage of the customer life cycle each shopper is at one moment; everyone is in exactly one of `STAGES`.
+
+    Last order at most `window` days ago: "new" if it was the first such time, that is if all orders lie in the window, else
+    "loyal". Up to 2 · window days: "at risk". Longer: "lost". Without an order: "no order yet".
+
+    Parameters
+    ----------
+    events : user_id, event, timestamp; purchases up to `end` count, later ones are not looked at.
+    users : shoppers to list; default: all in `events`.
+    end : the moment; default: the last event.
+    window : days, about the time between two orders of a regular customer.
+
+    Returns a Series (n,), index user_id, ordered categorical; a stage may be empty. Raises ValueError if window is not above 0.
+    The thresholds are a convention. Taught in notebooks/02_audience_clustering.ipynb, section 9.
+    """
+    if not window > 0:
+        raise ValueError(f"window must be a number of days above 0; it is {window}")
+    users = pd.Index(pd.unique(pd.Series(list(events["user_id"] if users is None else users))), name="user_id")
+    end = events["timestamp"].max() if end is None else end
+    bought = events[(events["event"] == "purchase") & (events["timestamp"] <= end)].groupby("user_id")["timestamp"]
+    first, last = ((end - time.reindex(users)) / pd.Timedelta(days=window) for time in (bought.min(), bought.max()))
+    rules = [last.isna(), first <= 1, last <= 1, last <= 2]
+    stage = np.select(rules, STAGES[:4], STAGES[4])
+    return pd.Series(pd.Categorical(stage, STAGES, ordered=True), index=users, name="stage")
+
+
 def kmeans(X: np.ndarray, k: int, seed: int = 0, *, start: np.ndarray | None = None, n_init: int = 10) -> Clustering:
     """Group the rows of X around k centres that make the squared distances small.
 
@@ -162,11 +198,11 @@ def kmeans(X: np.ndarray, k: int, seed: int = 0, *, start: np.ndarray | None = N
     Lloyd (1982), IEEE Trans. Inf. Theory 28; Arthur and Vassilvitskii (2007), k-means++.
     Taught in notebooks/02_audience_clustering.ipynb, section 2.
     """
-    X = _matrix(X)
+    X = finite_matrix(X)
     if not 1 <= k <= len(X):
         raise ValueError(f"k must lie between 1 and the number of shoppers: k is {k}, and there are {len(X)} shoppers")
     if start is not None:
-        start = _matrix(start)
+        start = finite_matrix(start)
         if start.shape != (k, X.shape[1]):
             raise ValueError(f"start must have the shape ({k}, {X.shape[1]}); it has {start.shape}")
         return _lloyd(X, start)
@@ -211,7 +247,11 @@ def _plus_plus(X: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     return X[chosen]
 
 
-def _matrix(X: np.ndarray) -> np.ndarray:
+def finite_matrix(X: np.ndarray) -> np.ndarray:
+    """Return X as a float array (n, d), or raise ValueError naming what is missing, infinite or no matrix.
+
+    Taught in notebooks/02_audience_clustering.ipynb, section 2.
+    """
     values = np.asarray(X, dtype=float)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"X must be a matrix (shoppers, features) that is not empty; its shape is {values.shape}")
@@ -228,7 +268,7 @@ def choose_k(X: np.ndarray, ks: Iterable[int] = range(2, 10), seed: int = 0, *, 
     Raises ValueError if a k is below 2 or above half the number of rows. Rousseeuw (1987), J. Comput. Appl. Math. 20.
     Taught in notebooks/02_audience_clustering.ipynb, section 3.
     """
-    X, rows = _matrix(X), {}
+    X, rows = finite_matrix(X), {}
     for k in ks:
         if k < 2:
             raise ValueError(f"a choice among numbers of groups starts at 2, not at {k}")
@@ -246,7 +286,7 @@ def stability(X: np.ndarray, k: int, seed: int = 0, *, n_boot: int = 20, n_init:
     interval is the middle 95 % of the `n_boot` agreements. Stable does not mean true. Raises ValueError like `kmeans`.
     von Luxburg (2010), Clustering stability: an overview. Taught in notebooks/02_audience_clustering.ipynb, section 3.
     """
-    X, rng = _matrix(X), np.random.default_rng(seed)
+    X, rng = finite_matrix(X), np.random.default_rng(seed)
     if 2 * k > len(X):
         raise ValueError(f"stability needs two shoppers for each group: k is {k}, and there are {len(X)} shoppers")
     reference, scores = kmeans(X, k, seed, n_init=n_init).labels, []

@@ -3,12 +3,18 @@
 Taught in notebooks/02_audience_clustering.ipynb, section 5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adlib.plots import COLOURS
 
 
 @dataclass(frozen=True)
@@ -121,3 +127,56 @@ def cards_html(cards: Sequence[PersonaCard]) -> str:
             f"<p><b>Copy:</b> {escape(card.sentence)}</p><p><b>Careful:</b> {escape(card.caution)}</p></section>"
         )
     return f'<div style="display:flex;flex-wrap:wrap;gap:.8em">{"".join(parts)}</div>'
+
+
+def flow_plot(snapshots: Mapping[str, Sequence], *, order: Sequence | None = None, title: str | None = None) -> Figure:
+    """Draw who moves from segment to segment: a column a snapshot, a ribbon as thick as the number of shoppers who take that way.
+
+    Parameters
+    ----------
+    snapshots : name → segment of each shopper (n,), the same shoppers in the same order each time; two or more.
+    order : segments from bottom to top; default: sorted. One without members takes no room.
+    title : the message of the figure.
+
+    Raises ValueError if there are fewer than two snapshots, they differ in length, a segment is not in `order`, or there are more
+    than eight. Taught in notebooks/02_audience_clustering.ipynb, section 6.
+    """
+    table = [np.asarray(labels) for labels in snapshots.values()]
+    if len(table) < 2 or len({len(labels) for labels in table}) > 1:
+        raise ValueError(f"a flow needs two or more snapshots of the same shoppers; got {[len(t) for t in table]}")
+    order = sorted(set(np.concatenate(table).tolist())) if order is None else list(order)
+    if unknown := set(np.concatenate(table).tolist()) - set(order):
+        raise ValueError(f"{len(unknown)} segments are not in the order given: {sorted(map(str, unknown))}")
+    if len(order) > len(COLOURS):
+        raise ValueError(f"{len(order)} segments cannot be told apart; draw at most {len(COLOURS)}")
+    fig, ax = plt.subplots(figsize=(max(5.0, 1.5 + 2.4 * (len(table) - 1)), 4))
+    codes, colours = [pd.Index(order).get_indexer(labels) for labels in table], list(COLOURS.values())
+    sizes = [np.bincount(code, minlength=len(order)) for code in codes]
+    for x, size in enumerate(sizes):
+        floor = np.cumsum(size) - size
+        ax.bar([x] * len(order), size, 0.14, bottom=floor, color=colours[: len(order)], edgecolor="white", zorder=3)
+        for g in np.flatnonzero(size > 0.04 * size.sum()):
+            share, patch = f"{size[g] / size.sum():.0%}", {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}
+            ax.text(x, floor[g] + size[g] / 2, share, ha="center", va="center", size=8, zorder=4, bbox=patch)
+    for x, (before, after) in enumerate(pairwise(codes)):
+        _ribbons(ax, x, np.bincount(before * len(order) + after, minlength=len(order) ** 2).reshape(len(order), -1))
+    ax.set(xticks=range(len(table)), xticklabels=list(snapshots), ylabel="shoppers", title=title or "")
+    ax.grid(visible=False)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours[: len(order)]]
+    ax.legend(handles[::-1], [str(name) for name in order[::-1]], loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def _ribbons(ax: Axes, x: int, moves: np.ndarray) -> None:
+    """Join two neighbouring columns by ribbons; moves (segments, segments) counts shoppers from row to column."""
+    t = np.linspace(0, 1, 40)
+    bend = t * t * (3 - 2 * t)
+    left = (np.cumsum(moves) - moves.ravel()).reshape(
+        moves.shape
+    )  # rows lie on each other in the order of the segments
+    right = (np.cumsum(moves.T) - moves.T.ravel()).reshape(moves.T.shape).T
+    for (g, h), n in np.ndenumerate(moves):
+        if n:
+            low = left[g, h] + (right[g, h] - left[g, h]) * bend
+            colour = list(COLOURS.values())[g]
+            ax.fill_between(x + 0.07 + 0.86 * t, low, low + n, color=colour, alpha=0.35, linewidth=0)

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from adlib import compute
+from adlib.ctr import clicks
 from adlib.encoding import Encoder
 from adlib.networks import RowAdagrad
 
@@ -279,7 +280,7 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
         """Train on the rows X and clicks y: (n,) of 0 and 1."""
         if self.kind not in KINDS:
             raise ValueError(f"kind={self.kind!r} is unknown; choose one of {', '.join(KINDS)}.")
-        y = _clicks(y, len(X.flat))
+        y = clicks(y, len(X.flat))
         self.encoder_ = Encoder().fit(X.flat)
         self.classes_, self.base_rate_ = np.array([0, 1]), float(y.mean())
         self.columns_, self.sizes_ = X.past.columns, X.past.sizes
@@ -349,13 +350,3 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
         """Probabilities (n, 2) of no click and of a click."""
         p = 1 / (1 + np.exp(-self.decision_function(X)))
         return np.column_stack([1 - p, p])
-
-
-def _clicks(y, n: int) -> np.ndarray:
-    """Clicks (n,) in float32, or a sentence that says what is wrong with them."""
-    y = np.asarray(y)
-    if y.shape != (n,) or not np.isin(y, (0, 1)).all():
-        raise ValueError(f"Give one click, 0 or 1, for each of the {n} rows; got an array of shape {y.shape}.")
-    if not 0 < y.sum() < n:
-        raise ValueError(f"{int(y.sum())} of {n} rows are clicked: a click model needs rows with and without a click.")
-    return y.astype(np.float32)

@@ -4,6 +4,7 @@ import ast
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -127,6 +128,94 @@ def test_rfm(tables):
     later = audience.rfm(tables["events"], end=pd.Timestamp("2026-03-03", tz="UTC"))
     assert later.loc["ann", "recency"] == pytest.approx(2 - 10 / 24)
     assert audience.rfm(tables["events"].drop(columns="amount"))["monetary"].eq(0).all()
+
+
+def test_an_item_never_seen_says_nothing_about_taste(tables):
+    events = events_of(("ann", "p1", "view", 9, 0.0), ("ann", "gone", "view", 9, 0.0), ("cy", "gone", "view", 9, 0.0))
+    profile = audience.features({**tables, "events": events})
+    only_known = audience.features({**tables, "events": events.query("product_id != 'gone'")})
+    taste = ["category=dress", "relative_price"]
+    np.testing.assert_allclose(profile.loc["ann", taste], only_known.loc["ann", taste])
+    np.testing.assert_allclose(profile.loc["cy", taste], only_known.loc["silent", taste])  # nothing known: the average
+    assert profile.loc["ann", "log_events"] == pytest.approx(np.log(3))  # that something was viewed still counts
+
+
+def test_duplicate_interactions_count_twice_until_they_are_cleaned(tables):
+    events = tables["events"]
+    doubled = audience.features({**tables, "events": pd.concat([events, events])})
+    assert doubled.loc["ann", "log_events"] == pytest.approx(np.log1p(6))
+    share = {"dress": 5 / 7}  # of all weight; the same shop, twice
+    expected = (10 + audience.PRIOR * share["dress"]) / (12 + audience.PRIOR)
+    assert doubled.loc["ann", "category=dress"] == pytest.approx(expected)
+    cleaned = audience.features({**tables, "events": pd.concat([events, events]).drop_duplicates()})
+    pd.testing.assert_frame_equal(cleaned, audience.features(tables))
+
+
+@pytest.mark.parametrize("amount", [np.nan, np.inf])
+def test_amounts_that_are_not_finite_are_refused_by_kmeans_by_name(tables, amount):
+    events = tables["events"].assign(amount=[0.0, amount, 0.0, 0.0])
+    profile = audience.features({**tables, "events": events})
+    if np.isnan(amount):  # an unknown amount is no spending that is known
+        assert profile.loc["ann", "log_spend"] == 0
+    else:
+        with pytest.raises(ValueError, match="column 'log_spend' has 1 missing or infinite"):
+            audience.kmeans(profile, 2)
+
+
+# ---- life cycle
+
+
+@pytest.fixture
+def orders():
+    """Orders on days of the year 2026: one customer for each stage, one who only looks."""
+    days = {"fresh": [95], "twice": [80, 99], "faithful": [10, 90], "slipping": [5, 55], "gone": [1, 2]}
+    rows = [(user, "purchase", day) for user, list_ in days.items() for day in list_] + [("looker", "view", 99)]
+    frame = pd.DataFrame(rows, columns=["user_id", "event", "day"])
+    return frame.assign(timestamp=pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(frame.pop("day"), unit="D"))
+
+
+def on_day(day):
+    return pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(days=day)
+
+
+def test_life_cycle_has_a_stage_for_everyone(orders):
+    stages = audience.life_cycle(orders, end=on_day(100), window=30).astype(str).to_dict()
+    assert stages == {
+        "fresh": "new",
+        "twice": "new",
+        "faithful": "loyal",
+        "slipping": "at risk",
+        "gone": "lost",
+        "looker": "no order yet",
+    }
+
+
+def test_life_cycle_does_not_look_ahead(orders):
+    early = audience.life_cycle(orders, users=[*orders["user_id"].unique(), "never seen"], end=on_day(11), window=5)
+    assert early[["fresh", "twice", "looker", "never seen"]].eq("no order yet").all()
+    assert early[["faithful", "slipping", "gone"]].tolist() == ["new", "at risk", "at risk"]
+    again = audience.life_cycle(orders[orders["timestamp"] <= on_day(11)], users=early.index, end=on_day(11), window=5)
+    pd.testing.assert_series_equal(early, again)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 99), st.floats(0.5, 60))
+def test_life_cycle_is_a_partition_and_time_only_ages(n, users, seed, window):
+    rng = np.random.default_rng(seed)
+    who = [f"u{u}" for u in rng.integers(users, size=n)]
+    events = pd.DataFrame(
+        {"user_id": who, "event": "purchase", "timestamp": [on_day(d) for d in rng.uniform(0, 90, n)]}
+    )
+    now = audience.life_cycle(events, window=window)
+    assert now.notna().all() and list(now.cat.categories) == list(audience.STAGES) and not now.eq("no order yet").any()
+    much_later = audience.life_cycle(events, end=on_day(90 + 3 * window), window=window)
+    assert much_later.eq("lost").all()
+
+
+@pytest.mark.parametrize("window", [0, -3, float("nan")])
+def test_life_cycle_needs_a_window(orders, window):
+    with pytest.raises(ValueError, match="window must be a number of days above 0"):
+        audience.life_cycle(orders, window=window)
 
 
 # ---- K-means
@@ -302,6 +391,44 @@ def test_cards_are_escaped(profile):
 def test_cards_need_one_label_per_shopper(profile):
     with pytest.raises(ValueError, match="400 shoppers but 3 labels"):
         personas.persona_cards(profile, [0, 1, 2])
+
+
+def test_a_segment_without_members_has_no_card(profile):
+    labels = pd.Categorical(np.repeat(["a", "c"], 200), categories=["a", "b", "c"])
+    cards = personas.persona_cards(profile, labels)
+    assert [card.group for card in cards] == ["a", "c"] and sum(card.size for card in cards) == len(profile)
+
+
+# ---- flows
+
+
+def ribbons(fig):
+    """Thickness of each ribbon, in shoppers."""
+    paths = [collection.get_paths()[0].vertices for collection in fig.axes[0].collections]
+    return sorted(round(float(np.ptp(v[np.isclose(v[:, 0], v[:, 0].min()), 1]))) for v in paths)
+
+
+def test_flow_plot_draws_as_many_shoppers_as_move():
+    before, after = np.repeat(["a", "b"], [30, 70]), np.repeat(["a", "b", "b"], [20, 10, 70])
+    fig = personas.flow_plot({"spring": before, "summer": after}, order=["a", "empty", "b"])
+    assert ribbons(fig) == [10, 20, 70]  # nobody goes from b to a, and "empty" takes no room
+    heights = [round(bar.get_height()) for bar in fig.axes[0].patches]
+    assert heights == [30, 0, 70, 20, 0, 80]
+    plt.close(fig)
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "order", "message"),
+    [
+        ({"now": [1, 2]}, None, "two or more snapshots"),
+        ({"now": [1, 2], "then": [1]}, None, r"of the same shoppers; got \[2, 1\]"),
+        ({"now": [1, 2], "then": [1, 3]}, [1, 2], r"1 segments are not in the order given: \['3'\]"),
+        ({"now": range(9), "then": range(9)}, None, "9 segments cannot be told apart; draw at most 8"),
+    ],
+)
+def test_flow_plot_says_what_is_wrong(snapshots, order, message):
+    with pytest.raises(ValueError, match=message):
+        personas.flow_plot(snapshots, order=order)
 
 
 # ---- the notebook's own K-means

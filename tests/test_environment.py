@@ -18,6 +18,7 @@ MODULES = {
     "jupyterlab": "",
     "jupyter-client": "jupyter_client",
     "ipython": "IPython",
+    "lightfm-next": "lightfm",
 }
 HEAD = """# conda route: Python from conda-forge, everything else by pip with the versions that CI tested (constraints.txt).
 # Use: conda env create -f environment.yml && conda activate adlib

@@ -110,9 +110,9 @@ def test_it_has_the_parts_of_a_lesson(notebook):
 FLOORS = {  # the modules in one text are one room: they may know each other
     1: ["tables schemas cleaning", "assets sources datasets", "lesson parameters", "plots", "compute"],
     2: [
-        "audience personas",
+        "audience personas profiles",
         "ctr encoding features networks parallel streaming click_files click_metrics explanations sequences funnel",
-        "recommendation",
+        "recommendation ranking sequential planning",
         "language pretrained checkpoints reading sampling",
         "copywriting",
         "imagery",

@@ -223,9 +223,9 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_global_generator_alon
     ("kind", "change", "words"),
     [
         ("bert", lambda r, y: (r, y), "kind='bert' is unknown; choose one of none, cnn, rnn"),
-        ("gru", lambda r, y: (r, y * 0), "0 of 50 rows are clicked"),
-        ("gru", lambda r, y: (r, y * 0 + 1), "50 of 50 rows are clicked"),
-        ("gru", lambda r, y: (r, y * 2), "one click, 0 or 1, for each of the 50 rows"),
+        ("gru", lambda r, y: (r, y * 0), "Every row of the target is 0"),
+        ("gru", lambda r, y: (r, y * 0 + 1), "Every row of the target is 1"),
+        ("gru", lambda r, y: (r, y * 2), r"must be 0 \(no click\) or 1 \(click\); it holds 0, 2"),
         ("gru", lambda r, y: (r, y[:-1]), r"shape \(49,\)"),
         ("gru", lambda r, y: (r._replace(past=r.past.take(slice(0, 9))), y), "50 rows of features and 9 histories"),
     ],
