@@ -129,7 +129,7 @@ def time_split(frame: pd.DataFrame, share=(0.7, 0.1, 0.2), column: str = "timest
     return split
 
 
-def leaking_columns(X: pd.DataFrame, y, most: int = 50_000, level: float = 1e-9) -> dict[str, str]:
+def leaking_columns(X: pd.DataFrame, y, most: int = 25_000, level: float = 1e-9) -> dict[str, str]:
     """Name the columns that know the click: each separates it almost alone, or has a value that (almost) decides it.
 
     A number is cut into at most twenty parts. A value is suspicious if all, or none, of its rows are clicked and the base
@@ -152,14 +152,17 @@ def leaking_columns(X: pd.DataFrame, y, most: int = 50_000, level: float = 1e-9)
     for name in X if 0 < base < 1 else []:
         column = X[name]
         if is_numeric(column):
-            edges = np.unique(column.quantile(np.linspace(0, 1, 21)).dropna())
-            column = pd.cut(column, np.append(edges[:1] - 1, edges)) if len(edges) else column
+            number = column.to_numpy(dtype=float, na_value=np.nan)
+            edges = np.unique(np.nanquantile(number, np.linspace(0, 1, 21))) if column.notna().any() else np.zeros(1)
+            part = np.where(np.isnan(number), len(edges), np.searchsorted(edges, number))
+            values = [f"up to {edge:.6g}" for edge in edges] + ["missing"]
         elif column.dtype == object and not column.map(lambda value: isinstance(value, str), na_action="ignore").all():
             continue  # vectors
-        part, values = pd.factorize(column, use_na_sentinel=False)
+        else:
+            part, values = pd.factorize(column, use_na_sentinel=False)
         clicked, rows = np.bincount(part, y), np.bincount(part)
         never = (clicked == 0) & (rows * np.log1p(-base) < np.log(level))
-        always = (clicked == rows) & (rows * np.log(base) < np.log(level))
+        always = (clicked == rows) & (rows > 0) & (rows * np.log(base) < np.log(level))
         rates = (clicked[part] - y) / np.maximum(rows[part] - 1, 1)  # of the other rows of the same value
         for odd, kind in [(never, "never"), (always, "always")]:
             if odd.any():

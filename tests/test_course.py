@@ -449,7 +449,7 @@ def test_save_writes_outputs_back_and_nothing_else(folder):
         ("1 / 0", {}, "01_a is not complete .failed."),
         ("print(seed)", {"parameters": ["seed=3"]}, "ran with seed; only a run with the defaults"),
         ("import os\nprint(os.getcwd())", {}, "shows a path of this machine"),
-        ("print('x' * 400_000)", {}, "would have 4.. KB, at most 300"),
+        ("print('x' * 600_000)", {}, "would have 6.. KB, at most 550"),
     ],
 )
 def test_save_refuses_what_should_not_be_committed(folder, cell, options, message):
