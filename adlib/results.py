@@ -126,7 +126,7 @@ def save(results, out, folder=None):
     """Write the outputs of executed lessons back into the notebooks; returns the paths. Sources, ids and metadata stay as they are.
 
     Raises CourseError, before any file is touched, if a lesson did not complete, ran with other values than the defaults, became longer than
-    300 KB or shows a path of this machine.
+    550 KB or shows a path of this machine.
     """
     texts = {}
     for x in (x for x in lessons(folder) if x.name in results):
@@ -161,7 +161,10 @@ def _with_outputs(lesson, executed):
     for key in ("papermill", "widgets"):
         source.metadata.pop(key, None)
     source.metadata.setdefault("adlib", {})["code_hash"] = code_hash(source)
-    shown = json.dumps([c.get("outputs", []) for c in source.cells], ensure_ascii=False)
+    outputs = [o for c in source.cells for o in c.get("outputs", [])]
+    pictures = "image/png", "image/jpeg"  # their base64 can spell any short path
+    words = [{**o, "data": {k: v for k, v in o.get("data", {}).items() if k not in pictures}} for o in outputs]
+    shown = json.dumps(words, ensure_ascii=False)
     places = [Path.home(), sys.prefix, sys.base_prefix, PACKAGE.parent, tempfile.gettempdir(), executed.parent]
     found = [text for text in map(str, places) if len(text) > 3 and json.dumps(text)[1:-1] in shown]
     if found:
