@@ -185,9 +185,9 @@ def lightgbm(X: pd.DataFrame, y, V: pd.DataFrame, chosen, T: pd.DataFrame):
 
     tables = [_with_rates(X, y, frame) for frame in (X, V, T)]
     best = None
-    for leaves in (31, 255):
+    for leaves in (31, 127):
         model = lgb.LGBMClassifier(
-            n_estimators=1500, learning_rate=0.05, num_leaves=leaves, min_child_samples=200, n_jobs=1, verbose=-1
+            n_estimators=600, learning_rate=0.1, num_leaves=leaves, min_child_samples=200, n_jobs=1, verbose=-1
         )
         model.fit(tables[0], y, eval_set=[(tables[1], chosen)], callbacks=[lgb.early_stopping(30, verbose=False)])
         loss = ctr.log_losses(chosen, model.predict_proba(tables[1])[:, 1]).mean()
@@ -195,17 +195,20 @@ def lightgbm(X: pd.DataFrame, y, V: pd.DataFrame, chosen, T: pd.DataFrame):
     return (best[1].predict_proba(tables[2])[:, 1],)
 
 
-def _with_rates(X: pd.DataFrame, y, frame: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as they are; of each id its smoothed click rate in the training rows (without the row itself)."""
-    base, out = y.mean(), {name: frame[name] for name in frame if name.startswith("x")}
+def _with_rates(X: pd.DataFrame, y, frame: pd.DataFrame, folds: int = 5) -> pd.DataFrame:
+    """Numbers as they are; of each id how often it was seen and its smoothed click rate, for training rows from the other folds."""
+    base, fold = y.mean(), np.random.default_rng(0).integers(folds, size=len(y))
+    out = {name: frame[name] for name in frame if name.startswith("x")}
     for name in (name for name in frame if name.startswith("c")):
-        codes, own = X[name].cat.codes.to_numpy(), frame is X
-        clicked, rows = (
-            np.bincount(codes, y, len(X[name].cat.categories)),
-            np.bincount(codes, minlength=len(X[name].cat.categories)),
-        )
-        at = frame[name].cat.codes.to_numpy()
-        out[name] = (clicked[at] - own * y + 50 * base if own else clicked[at] + 50 * base) / (rows[at] - own + 50)
+        codes, at, n = X[name].cat.codes.to_numpy(), frame[name].cat.codes.to_numpy(), len(X[name].cat.categories)
+        clicked, rows = np.bincount(codes, y, n), np.bincount(codes, minlength=n)
+        own, seen = clicked[at], rows[at]
+        if frame is X:
+            pair = fold * n + codes
+            own = own - np.bincount(pair, y, folds * n)[pair]
+            seen = seen - np.bincount(pair, minlength=folds * n)[pair]
+        out[name] = (own + 50 * base) / (seen + 50)
+        out[f"{name} seen"] = rows[at]
     return pd.DataFrame(out)
 
 
