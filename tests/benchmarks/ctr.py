@@ -45,7 +45,9 @@ def seconds(task, *arguments) -> float:
 
 
 def ours(part: click_log.Part, held: click_log.Part, bf16: bool):
-    model = ctr.CTRModel(**SAME, bf16=bf16, learning_rate=0.2)
+    model = ctr.CTRModel(
+        **SAME, bf16=bf16, learning_rate=0.05, dense_learning_rate=0.02
+    )  # chosen on the validation part
     model._start(ctr.Encoder().fit(part.frame()), float(part.y.mean()))
     rows, test = (tuple(map(torch.from_numpy, model.encoder_.transform(p.frame()))) for p in (part, held))
     train = lambda: model._train(lambda epoch: [(*rows, torch.from_numpy(part.y))], len(part.y), None)  # noqa: E731
