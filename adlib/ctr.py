@@ -116,7 +116,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
     def fit(self, X: pd.DataFrame, y, validation=None) -> "CTRModel":
         """Train on X: (n, d) and clicks y: (n,) of 0 and 1; validation is such a pair, scored after each epoch."""
         X, y = pd.DataFrame(X), clicks(y, len(X))
-        self._start(self._encoder().fit(X), float(y.mean()))
+        self._start(self._encoder().fit(X), float(y.mean(dtype=float)))
         rows = self._encode(X, y)
         for name, reason in leaking_columns(X, y).items():
             warnings.warn(f"Column '{name}' seems to know the click ({reason}): was it known before?", stacklevel=2)
@@ -135,7 +135,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         X = pd.DataFrame(X)
         y = clicks(y, len(X), both=not hasattr(self, "table_"))
         if not hasattr(self, "table_"):
-            self._start(self._encoder().fit(X), float(y.mean()))
+            self._start(self._encoder().fit(X), float(y.mean(dtype=float)))
         with compute.own_randomness(self.seed + self.steps_):
             self._epoch([self._encode(X, y)], lambda step: 1.0)
         return self
