@@ -32,7 +32,7 @@ from adlib.click_metrics import (
 )  # fmt: skip
 from adlib.encoding import UNSEEN, Encoder
 from adlib.features import impression_features, leaking_columns, time_split
-from adlib.networks import ARCHITECTURES, Network, RowAdagrad, RowAdam
+from adlib.networks import ARCHITECTURES, Network, RowAdagrad, RowAdam, bias_shift
 
 __all__ = [
     "CTRModel", "Encoder", "Interval", "expected_calibration_error", "gap_to_oracle", "impression_features", "leaking_columns",
@@ -249,13 +249,8 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         return torch.bfloat16 if self.bf16 else torch.float32
 
     def _settle_bias(self, logits: torch.Tensor, rate: float) -> "CTRModel":
-        """Shift the bias so that the mean prediction is the click rate: the last noisy steps leave it some percent off."""
-        shift = torch.zeros(())
-        for _ in range(5):  # Newton
-            p = torch.sigmoid(logits + shift)
-            shift += (rate - p.mean()) / (p * (1 - p)).mean()
         with torch.no_grad():
-            self.network_.bias += shift.to(self.network_.bias.device)
+            self.network_.bias += bias_shift(logits, rate).to(self.network_.bias.device)
         return self
 
     # -- prediction -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,15 @@ from torch import nn
 ARCHITECTURES = ("lr", "fm", "dnn", "deepfm", "dcnv2")
 
 
+def bias_shift(logits: torch.Tensor, rate: float) -> torch.Tensor:
+    """What to add to logits (n,) so that their mean probability is a rate: the last noisy steps leave it some percent off."""
+    shift = torch.zeros((), dtype=logits.dtype)
+    for _ in range(5):  # Newton
+        p = torch.sigmoid(logits + shift)
+        shift += (rate - p.mean()) / (p * (1 - p)).mean()
+    return shift
+
+
 class RowAdagrad:
     """Adagrad with one accumulator a table row, which reads and writes only the rows that a batch needs.
 

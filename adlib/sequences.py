@@ -17,7 +17,7 @@ from torch import nn
 from adlib import compute
 from adlib.ctr import clicks
 from adlib.encoding import Encoder
-from adlib.networks import RowAdagrad
+from adlib.networks import RowAdagrad, bias_shift
 
 __all__ = ["KINDS", "Histories", "Rows", "SequenceModel", "histories"]
 
@@ -294,7 +294,9 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
             self.table_[:, 0] = 0.0
             self.table_ = self.table_.to(self.device)
             self._train(parts, torch.from_numpy(y))
-        self._settle_bias(self._logits([t[:: 1 + len(y) // 50_000] for t in parts]))
+        some = self._logits([t[:: 1 + len(y) // 50_000] for t in parts])  # enough to see how far the mean is off
+        with torch.no_grad():
+            self.network_.bias += bias_shift(some, self.base_rate_).to(self.network_.bias)
         return self
 
     def _tensors(self, X: Rows) -> list[torch.Tensor]:
@@ -322,15 +324,6 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
             dense.step()
             used = slots.flatten().long()
             table.step(used, used.unique(), rows.grad, self.learning_rate * decay)
-
-    def _settle_bias(self, logits: torch.Tensor) -> None:
-        """Shift the bias so that the mean prediction is the click rate; some ten thousand rows are enough to see how far."""
-        shift = torch.zeros((), dtype=logits.dtype)
-        for _ in range(5):  # Newton
-            p = torch.sigmoid(logits + shift)
-            shift += (self.base_rate_ - p.mean()) / (p * (1 - p)).mean()
-        with torch.no_grad():
-            self.network_.bias += shift.to(self.network_.bias)
 
     @torch.no_grad()
     def _logits(self, parts: list[torch.Tensor]) -> torch.Tensor:
