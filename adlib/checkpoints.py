@@ -10,15 +10,18 @@ import os
 import shutil
 import struct
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import peft
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 GGUF_NAMES = {  # llama.cpp's names of weights, and transformers'
@@ -230,3 +233,48 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+# ---- adapters -------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(model: peft.PeftModel, folder: str | Path) -> Path:
+    """Write a model's adapter, a few MB, as safetensors with a manifest of hashes; returns the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "adapter_model.safetensors")
+    model.peft_config["default"].save_pretrained(folder)
+    seal(folder)
+    return folder
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> peft.PeftModel:
+    """Put a saved adapter on the model it was trained for; it can be used at once or trained further.
+
+    Raises
+    ------
+    DamagedFile
+        If a file is missing or was changed. ValueError if the adapter belongs to another model.
+    """
+    folder = Path(folder)
+    try:
+        verify(folder)
+    except DamagedFile as error:
+        raise DamagedFile(f"The adapter cannot be used: {error} Delete the folder and train it again.") from error
+    config = peft.LoraConfig.from_pretrained(folder)
+    if config.base_model_name_or_path != model.name_or_path:
+        raise ValueError(
+            f"This adapter was trained for {config.base_model_name_or_path}, not for {model.name_or_path}."
+        )
+    config.inference_mode = False
+    tuned = peft_model(model, config)
+    peft.set_peft_model_state_dict(tuned, load_file(folder / "adapter_model.safetensors"))
+    return tuned.eval()
+
+
+def peft_model(model: PreTrainedModel, config: peft.LoraConfig) -> peft.PeftModel:
+    """The model with a new adapter of this configuration."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers under an old name
+        return peft.get_peft_model(model, config)

@@ -1,4 +1,4 @@
-"""The two small language models, read from their assets, and what every use of them needs: batches, padding, number format.
+"""The two small language models, read from their assets, bigger ones by name, and what every use of them needs: batches, padding, number format.
 
 Taught in notebooks/05_gpu_fine_tuning.ipynb, section 1.
 """
@@ -9,10 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import torch
+from huggingface_hub import model_info, try_to_load_from_cache
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from adlib import assets, checkpoints, compute
@@ -74,6 +84,58 @@ def _keep(folder: Path, config: LlamaConfig, weights: dict, tokenizer: PreTraine
             warnings.warn(
                 f"The decoded model could not be kept ({error}); it is decoded again next time.", stacklevel=3
             )
+
+
+def load_writer(name: str = "smollm2", **options) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a causal language model: "smollm2", a folder in transformers' format, or a name on the Hugging Face hub.
+
+    Only weights in safetensors are read, and no code that comes with them. Before anything large is fetched, its need is compared
+    with the free memory.
+
+    Parameters
+    ----------
+    name : e.g. "smollm2" or "HuggingFaceTB/SmolLM2-1.7B-Instruct".
+    options : dtype and device, as in ``load_smollm2``.
+
+    Raises
+    ------
+    ValueError
+        If the hub cannot be reached or has no such model. MemoryError if the weights alone are more than what is free.
+
+    Taught in notebooks/05_gpu_fine_tuning.ipynb, section "On a GPU".
+    """
+    return load_smollm2(**options) if name == "smollm2" else _named(AutoModelForCausalLM, name, **options)
+
+
+def load_reader(name: str = "minilm", **options) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a BERT-like encoder: "minilm", a folder, or a name on the hub; see ``load_writer``."""
+    return load_minilm(**options) if name == "minilm" else _named(AutoModel, name, dtype=torch.float32, **options)
+
+
+def _named(kind, name: str, *, dtype: torch.dtype | None = None, device: str = "auto"):
+    place = compute.device(device)
+    dtype = dtype or compute.dtype(place)
+    try:
+        if not (Path(name).is_dir() or try_to_load_from_cache(name, "config.json")):
+            model_info(name, timeout=10)  # tells at once whether the hub can be reached and has it
+        config = AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            count = sum(weight.numel() for weight in kind.from_config(config).parameters())
+        need, free = count * dtype.itemsize, compute.free_memory(place)
+        if need > free:
+            raise MemoryError(
+                f"{name} has {count / 1e6:,.0f} million weights, {need / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}, but "
+                f"{place} has {free / 2**30:.1f} GiB free: choose a smaller model."
+            )
+        model = kind.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"The model {name!r} is no folder here, and the hub did not give it ({str(error).splitlines()[0][:120]}). Check the name and "
+            f"the network, fetch it once where there is one (hf download {name}), or take the model that comes with the course."
+        ) from error
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return model.eval().to(place), tokenizer
 
 
 def load_minilm(*, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

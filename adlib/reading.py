@@ -1,18 +1,29 @@
-"""Reading texts with MiniLM: vectors, and a classifier fine-tuned on them. Taught in notebooks/05_gpu_fine_tuning.ipynb, section 5."""
+"""Reading texts with BERT (MiniLM unless another is named): vectors, and a classifier that is fine-tuned in one of four ways.
 
-import math
+Taught in notebooks/05_gpu_fine_tuning.ipynb, sections 6 and 7.
+"""
+
+import copy
+import time
 from collections.abc import Sequence
 
 import numpy as np
+import peft
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from adlib import compute
-from adlib.pretrained import arithmetic, checked_texts, length_batches, load_minilm, padded
+from adlib.pretrained import arithmetic, checked_texts, length_batches, load_minilm, load_reader, padded
+from adlib.tuning import rate_share
+
+ENCODER_MATRICES = (
+    r"encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
+)
 
 
 def _mean_vector(model: PreTrainedModel, rows: Sequence[list[int]], pad: int, exact: bool = False) -> torch.Tensor:
@@ -67,35 +78,48 @@ def embed(
 
 
 class SentimentClassifier(ClassifierMixin, BaseEstimator):
-    """MiniLM with a linear layer on its mean vector, all trained together; labels may be anything scikit-learn takes as classes.
+    """BERT with a linear layer on its mean vector, trained together; labels may be anything scikit-learn takes as classes.
+
+    What is trained besides the linear layer decides the way of transfer: all layers; with ``frozen`` only those above; with ``rank``
+    low-rank adapters in all of them (Hu et al. 2021). The word embeddings always stay as they are.
 
     Parameters
     ----------
-    epochs, batch_size, learning_rate : of AdamW with warm-up and linear decay.
-    frozen : layers from the bottom that stay as they are (0-6); the word embeddings always do.
+    model : see ``load_reader``. layers : so many of its layers are kept, spread evenly (a smaller student); None: all.
+    frozen : layers from the bottom that stay as they are. rank : of the adapters; None: no adapters.
+    epochs, batch_size, learning_rate : of AdamW with warm-up and linear decay; the linear layer learns ten times as fast
+        (twice with adapters).
+    class_weight : None, or "balanced": a rare class counts as much as a common one.
     max_tokens : longer texts are cut off.
 
     Attributes
     ----------
-    classes_ : the classes, in the order of the columns of ``predict_proba``.
+    classes_ : the classes, in the order of the columns of ``predict_proba``. trained_ : number of weights that were trained.
+    seconds_ : of the training.
 
-    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 5.
+    Taught in notebooks/05_gpu_fine_tuning.ipynb, sections 6 and 7.
     """
 
     def __init__(
         self,
         *,
+        model="minilm",
+        layers=None,
+        frozen=0,
+        rank=None,
         epochs=1,
         batch_size=16,
         learning_rate=2e-4,
-        frozen=0,
+        class_weight=None,
         max_tokens=64,
         device="auto",
         seed=0,
         progress=True,
     ):
-        self.epochs, self.batch_size, self.learning_rate, self.frozen = epochs, batch_size, learning_rate, frozen
-        self.max_tokens, self.device, self.seed, self.progress = max_tokens, device, seed, progress
+        self.model, self.layers, self.frozen, self.rank = model, layers, frozen, rank
+        self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
+        self.class_weight, self.max_tokens, self.device = class_weight, max_tokens, device
+        self.seed, self.progress = seed, progress
 
     def fit(self, X: Sequence[str], y: Sequence) -> "SentimentClassifier":
         """Fine-tune on n texts and their n labels.
@@ -108,49 +132,83 @@ class SentimentClassifier(ClassifierMixin, BaseEstimator):
         texts, labels = checked_texts(X, "texts"), np.asarray(y)
         if len(texts) != len(labels):
             raise ValueError(f"{len(texts)} texts do not match {len(labels)} labels.")
-        self.classes_, target = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"All labels are {str(self.classes_[0])!r}: there is nothing to tell apart.")
-        self.encoder_, self.tokenizer_ = load_minilm(device=self.device)
-        self.encoder_.embeddings.requires_grad_(False)
-        for layer in self.encoder_.encoder.layer[: self.frozen]:
+        classes, target = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"All labels are {str(classes[0])!r}: there is nothing to tell apart.")
+        weight = np.ones(len(classes))
+        if self.class_weight:
+            weight = compute_class_weight(self.class_weight, classes=classes, y=labels)
+        encoder, self.tokenizer_ = load_reader(self.model, device=self.device)
+        return self._begin(encoder, classes)._fit(texts, torch.from_numpy(target), weight)
+
+    def distil(
+        self, teacher: "SentimentClassifier", X: Sequence[str], temperature: float = 2.0
+    ) -> "SentimentClassifier":
+        """Learn a fitted teacher's probabilities of n texts, which need no labels (Hinton et al. 2015, arXiv 1503.02531).
+
+        The student starts from the teacher's own layers, as many as ``layers`` says; its target is softmax(z / ``temperature``) of
+        the teacher's logits z.
+
+        Raises
+        ------
+        ValueError
+            For empty texts. MemoryError with the batch size to try.
+        """
+        texts, self.tokenizer_ = checked_texts(X, "texts"), teacher.tokenizer_
+        share = torch.from_numpy(teacher.predict_proba(texts)).clamp(min=1e-6).log() / temperature
+        self._begin(copy.deepcopy(teacher.encoder_), teacher.classes_)
+        return self._fit(texts, share.softmax(-1).float(), np.ones(len(self.classes_)))
+
+    def _begin(self, encoder: PreTrainedModel, classes: np.ndarray) -> "SentimentClassifier":
+        stack = encoder.encoder.layer
+        if self.layers is not None:
+            if not 1 <= self.layers <= len(stack):
+                raise ValueError(f"layers must lie between 1 and {len(stack)}, got {self.layers}.")
+            kept = np.linspace(len(stack) - 1, 0, self.layers).round().astype(int)[::-1]
+            stack = encoder.encoder.layer = torch.nn.ModuleList(stack[i] for i in kept)
+            encoder.config.num_hidden_layers = len(stack)
+        encoder.requires_grad_(True).embeddings.requires_grad_(False)
+        encoder.pooler = None  # never used: the mean vector stands for the text
+        if self.rank:
+            config = peft.LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules=ENCODER_MATRICES)
+            with compute.own_randomness(self.seed):
+                encoder = peft.inject_adapter_in_model(config, encoder)
+        for layer in stack[: self.frozen]:
             layer.requires_grad_(False)
-        self.head_ = torch.nn.Linear(self.encoder_.config.hidden_size, len(self.classes_), device=self.encoder_.device)
+        self.encoder_, self.classes_, self.exact_ = encoder, classes, False
+        self.head_ = torch.nn.Linear(encoder.config.hidden_size, len(classes), device=encoder.device)
         torch.nn.init.zeros_(self.head_.weight)  # so that no random number decides where training starts
         torch.nn.init.zeros_(self.head_.bias)
-        with torch.random.fork_rng(devices=[]), compute.memory_guard(self.batch_size):
-            torch.manual_seed(self.seed)  # dropout
-            self._fit(self._tokens(texts), torch.from_numpy(target).to(self.encoder_.device))
-        self.encoder_.eval()
         return self
 
-    def _fit(self, rows: list[list[int]], target: torch.Tensor) -> None:
-        rng = np.random.default_rng(self.seed)
+    def _fit(self, texts: list[str], target: torch.Tensor, weight: np.ndarray) -> "SentimentClassifier":
+        rows, place, begin = self._tokens(texts), self.head_.weight.device, time.perf_counter()
+        target, weight = target.to(place), torch.tensor(weight, dtype=torch.float32, device=place)
         body = [weight for weight in self.encoder_.parameters() if weight.requires_grad]
-        groups = [
-            {"params": body, "lr": self.learning_rate},
-            {"params": self.head_.parameters(), "lr": 10 * self.learning_rate},
-        ]
-        steps = self.epochs * math.ceil(len(rows) / self.batch_size)
-        shape = lambda step: min((step + 1) / max(1, steps // 10), (steps - step) / steps)  # noqa: E731
-        optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, shape)
-        self.encoder_.train()
-        lengths = [len(row) for row in rows]
+        rates = self.learning_rate, self.learning_rate * (2 if self.rank else 10)
+        groups = [{"params": body, "lr": rates[0]}, {"params": self.head_.parameters(), "lr": rates[1]}]
+        optimiser = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.01, fused=True)
+        rng, lengths = np.random.default_rng(self.seed), [len(row) for row in rows]
         batches = [batch for _ in range(self.epochs) for batch in length_batches(lengths, self.batch_size, rng)]
-        for batch in tqdm(batches, desc="fine-tuning", disable=not self.progress):
-            loss = F.cross_entropy(self._logits([rows[i] for i in batch]), target[batch])
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(body, 1.0)
-            optimiser.step()
-            schedule.step()
-            optimiser.zero_grad()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_share(step, len(batches)))
+        self.encoder_.train()
+        with compute.own_randomness(self.seed), compute.memory_guard(self.batch_size):  # the seed is for dropout
+            for batch in tqdm(batches, desc="fine-tuning", disable=not self.progress):
+                F.cross_entropy(self._logits([rows[i] for i in batch]), target[batch], weight).backward()
+                torch.nn.utils.clip_grad_norm_(body, 1.0)
+                optimiser.step()
+                schedule.step()
+                optimiser.zero_grad()
+        self.encoder_.eval()
+        self.trained_ = sum(w.numel() for w in (*body, *self.head_.parameters()))
+        self.seconds_ = time.perf_counter() - begin
+        return self
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer_(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
 
     def _logits(self, rows: list[list[int]]) -> torch.Tensor:
-        return self.head_(_mean_vector(self.encoder_, rows, self.tokenizer_.pad_token_id))
+        return self.head_(_mean_vector(self.encoder_, rows, self.tokenizer_.pad_token_id, self.exact_))
 
     @torch.inference_mode()
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:

@@ -113,7 +113,7 @@ FLOORS = {  # the modules in one text are one room: they may know each other
         "audience personas profiles",
         "ctr encoding features networks parallel streaming click_files click_metrics explanations sequences funnel",
         "recommendation ranking sequential planning",
-        "language pretrained checkpoints reading sampling",
+        "language likelihood tuning footprint pretrained checkpoints reading extraction compression sampling",
         "copywriting",
         "imagery",
         "serving",

@@ -2,19 +2,25 @@
 
 import json
 import math
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pandas as pd
+import peft
 import pytest
 import torch
+from conftest import ROOT
+from safetensors.torch import load_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from adlib import assets, checkpoints, compute, language, lesson, pretrained
+from adlib import assets, checkpoints, compute, footprint, language, lesson, pretrained, tuning
 
 PROMPTS = ["brand: Okaro", "brand: Tindral; colour: navy", "item: bag", "colour: red; item: coat"] * 3
 COPY = ["A coat by Okaro.", "Navy, by Tindral, for you.", "A bag.", "A red coat, made to last."] * 3
@@ -316,9 +322,194 @@ def test_out_of_memory_says_what_to_try(tiny, monkeypatch):
     def full(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
 
-    monkeypatch.setattr(language, "target_loss", full)
+    monkeypatch.setattr(tuning, "target_loss", full)
     with pytest.raises(MemoryError, match=r"Out of memory with batch_size=4\. Try batch_size=2"):
         language.fine_tune(*tiny, PROMPTS, COPY, steps=1, progress=False)
+
+
+# ---- schedules, parts of a batch, checkpoints, early stopping ---------------------------------------------------------
+
+
+def test_schedules_are_the_textbook_curves():
+    for schedule, middle, last in (("constant", 1, 1), ("linear", 0.5, 1 / 90), ("cosine", 0.5, None)):
+        share = [tuning.rate_share(step, 100, schedule) for step in range(100)]
+        np.testing.assert_allclose(share[:10], np.arange(1, 11) / 10)
+        assert share[55] == pytest.approx(middle)
+        assert share[99] == pytest.approx(last if last else (1 + math.cos(math.pi * 89 / 90)) / 2)
+    assert tuning.rate_share(0, 100, "constant", warm_up=0) == 1 and tuning.rate_share(0, 1) == 1
+    with pytest.raises(ValueError, match="There is no schedule 'sine': choose one of constant, linear, cosine"):
+        language.fine_tune(*(None, None), PROMPTS, COPY, schedule="sine")
+
+
+def tune(model=None, prompts=PROMPTS, copies=COPY, **options):
+    options = {"steps": 6, "batch_size": 6, "top_layers": 1.0, "progress": False} | options
+    tuned, history = language.fine_tune(model or tiny_model(), tiny_tokenizer(), prompts, copies, **options)
+    return {name: w.detach().clone() for name, w in tuned.named_parameters() if w.requires_grad}, history
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 2}, {"accumulate": 6}, {"accumulate": 9}, {"recompute": True}])
+def test_a_batch_in_parts_or_computed_twice_gives_the_same_gradient(options):
+    whole, history = tune()
+    parts, its_history = tune(**options)
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(its_history.loss, history.loss, rtol=1e-5)
+
+
+def test_recomputing_forgets_the_activations():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    pairs, kept = language.token_pairs(tokenizer, PROMPTS, COPY), {}
+    for recompute in (False, True):
+        tuned, _ = language.fine_tune(tiny_model(), tokenizer, PROMPTS, COPY, steps=0, top_layers=1.0, progress=False)
+        if recompute:
+            tuning._recomputing(tuned, True)
+        kept[recompute] = footprint.measured(tuned.train(), lambda m=tuned: language.target_loss(m, pairs, 0)[0])
+    assert kept[True]["peak"] < 0.7 * kept[False]["peak"] and model is not None
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [3, 7])
+def test_an_interrupted_training_goes_on_exactly(tmp_path, monkeypatch, at):
+    held_out, options = (PROMPTS[:4], COPY[:4]), {"steps": 9, "batch_size": 5, "evaluate_every": 2}
+    whole, history = tune(held_out=held_out, **options)
+
+    real, made = tuning.Training._gradient, []
+
+    def interrupted(self, batch):
+        made.append(1)
+        if len(made) == at:
+            raise Interrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(tuning.Training, "_gradient", interrupted)
+    with pytest.raises(Interrupt):
+        tune(held_out=held_out, checkpoint=tmp_path / "state", **options)
+    monkeypatch.setattr(tuning.Training, "_gradient", real)
+    again, its_history = tune(held_out=held_out, checkpoint=tmp_path / "state", **options)
+    for name, weight in whole.items():
+        assert torch.equal(again[name], weight), name
+    columns = ["step", "loss", "perplexity"]
+    pd.testing.assert_frame_equal(its_history[columns], history[columns])
+    assert [p.name for p in (tmp_path / "state").iterdir()] == ["step-000009"]
+    finished, _ = tune(held_out=held_out, checkpoint=tmp_path / "state", **options)  # nothing is left to do
+    assert all(torch.equal(finished[name], weight) for name, weight in whole.items())
+
+
+def test_a_checkpoint_that_does_not_fit_or_is_damaged_is_refused(tmp_path):
+    tune(steps=2, checkpoint=tmp_path / "state")
+    with pytest.raises(ValueError, match="state belongs to a training with other texts or settings"):
+        tune(steps=2, learning_rate=1e-4, checkpoint=tmp_path / "state")
+    with (tmp_path / "state" / "step-000002" / "state.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(checkpoints.DamagedFile, match=r"Training cannot go on: .* is damaged.*Delete state and begin"):
+        tune(steps=2, checkpoint=tmp_path / "state")
+
+
+def test_early_stopping_returns_to_the_best_weights():
+    held_out = (PROMPTS[:4], COPY[::-1][:4])  # copies of other products: what is learnt soon makes them less likely
+    options = {"steps": 60, "learning_rate": 3e-2, "evaluate_every": 2, "held_out": held_out}
+    model = tiny_model()
+    tune(model, patience=2, **options)
+    _, history = tune(patience=2, **options)
+    known = history.perplexity.dropna()
+    assert history.step.max() < 60 and known.idxmin() == known.index[-3]
+    stopped, tokenizer = tiny_model(), tiny_tokenizer()
+    tuned, history = language.fine_tune(
+        stopped, tokenizer, PROMPTS, COPY, patience=2, batch_size=6, top_layers=1.0, progress=False, **options
+    )
+    assert language.perplexity(tuned, tokenizer, *held_out) == pytest.approx(history.perplexity.min(), rel=1e-5)
+    for wrong in ({"patience": 1}, {"patience": 0, "held_out": held_out}):
+        with pytest.raises(ValueError, match="Early stopping needs held_out texts to watch"):
+            tune(**wrong)
+
+
+def test_two_processes_train_the_model_of_one(tmp_path):
+    frame = pd.DataFrame({"attributes": PROMPTS, "audience": "all", "copy": COPY})
+    frame.to_csv(tmp_path / "pairs.csv", index=False)
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    work = [tmp_path / "pairs.csv", tmp_path / "two", "--model", tmp_path / "model", "--steps", 3, "--batch-size", 5]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--num_machines", 1]
+    launch += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        0,
+        "-m",
+        "adlib.tuning",
+        *work,
+    ]
+    done = subprocess.run([sys.executable, *map(str, launch)], capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    model, tokenizer = pretrained.load_writer(str(tmp_path / "model"), device="cpu")
+    prompts = [language.prompt(p, "all") for p in PROMPTS]
+    alone, history = language.fine_tune(model, tokenizer, prompts, COPY, steps=3, batch_size=5, progress=False)
+    both = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    for name, weight in peft.get_peft_model_state_dict(alone).items():
+        torch.testing.assert_close(both[name], weight, rtol=2e-2, atol=2e-4)
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "two.history.csv").loss, history.loss, rtol=1e-3)
+
+
+# ---- models by name --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Close the network, as on a machine that has none."""
+
+    def closed(*_, **__):
+        raise OSError("the network is closed in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", closed)
+    monkeypatch.setattr(socket, "getaddrinfo", closed)
+
+
+@pytest.mark.parametrize("load", [pretrained.load_writer, pretrained.load_reader])
+def test_a_hub_name_without_a_network_is_one_clear_sentence(no_network, load):
+    with pytest.raises(ValueError, match=r"The model 'nobody/nothing' is no folder here, and the hub did not give it"):
+        load("nobody/nothing", device="cpu")
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    tiny_model().config.save_pretrained(tmp_path)
+    monkeypatch.setattr(compute, "free_memory", lambda _: 1000)
+    with pytest.raises(MemoryError, match=r"has 0 million weights, 0\.0 GiB in float32.* choose a smaller model"):
+        pretrained.load_writer(str(tmp_path), device="cpu", dtype=torch.float32)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"recompute": True}])
+@needs("smollm2")
+def test_predicted_memory_is_what_is_measured(smollm2, options):
+    model, tokenizer = language.load_smollm2(device="cpu", dtype=torch.float32)
+    shape, pairs = {"tokens": 40, "targets": 20}, [language.Pair([5] * 20, [7] * 20)] * 4
+    tuned, _ = language.fine_tune(model, tokenizer, ["a"], ["b"], steps=0, progress=False)
+    trained = sum(w.numel() for w in tuned.parameters() if w.requires_grad)
+    every = sum(w.numel() for w in tuned.parameters())
+    facts = {"weights": every, "trained": trained, "adapted": 15, "dtype": torch.float32} | shape | options
+    guess = footprint.predicted(model.config, batch_size=4, **facts)
+    if options.get("recompute"):
+        tuning._recomputing(tuned, True)
+    part = pairs[: 4 // options.get("accumulate", 1)]
+    found = footprint.measured(tuned.train(), lambda: language.target_loss(tuned, part, 0)[0])
+    assert found["weights"] == guess["weights"]
+    assert found["peak"] - found["weights"] == pytest.approx(guess["peak"] - guess["weights"], rel=0.05)
+
+
+def test_the_batch_that_fits_is_found():
+    config = tiny_model().config
+    facts = {"weights": 1000, "trained": 100, "adapted": 2, "dtype": torch.float32, "tokens": 30, "targets": 10}
+    need = [footprint.predicted(config, batch_size=size, **facts)["peak"] for size in range(1, 9)]
+    assert np.all(np.diff(need) > 0) and footprint.largest_batch(config, need[4] / 0.9, 8, **facts) == 5
+    with pytest.raises(MemoryError, match=r"needs 0\.0 GiB even with batch_size=1, but .* choose a smaller model"):
+        footprint.largest_batch(config, need[0], 8, **facts)
 
 
 # ---- sampling --------------------------------------------------------------------------------------------------------
@@ -418,15 +609,19 @@ def test_an_adapter_of_another_model_is_refused(trained, tmp_path):
 @pytest.fixture
 def shop_pairs(monkeypatch):
     """Return pairs, with the tiny model in SmolLM2's place."""
-    monkeypatch.setattr(language, "load_smollm2", lambda: (tiny_model(), tiny_tokenizer()))
+    monkeypatch.setattr(language, "load_writer", lambda name: (tiny_model(), tiny_tokenizer()))
     return pd.DataFrame({"attributes": PROMPTS, "audience": "all", "copy": COPY})
 
 
 def test_the_copywriter_is_trained_once(shop_pairs, monkeypatch):
+    def never(*_, **__):
+        pytest.fail("it was trained again")
+
+    never.__kwdefaults__ = language.fine_tune.__kwdefaults__
     options = {"seed": 1, "steps": 2, "batch_size": 4, "progress": False}
     first = language.copywriter(shop_pairs, **options)
     prompts = [language.prompt(p, "all") for p in PROMPTS]
-    monkeypatch.setattr(language, "_train", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(language, "fine_tune", never)
     again = language.copywriter(shop_pairs, **options)
     assert list(again.history.step) == [1, 2]
     values = [language.perplexity(c.model, c.tokenizer, prompts, COPY) for c in (first, again)]

@@ -1,0 +1,111 @@
+"""Prompts, pairs of prompt and target, and how likely a model finds the target: loss and perplexity.
+
+Taught in notebooks/05_gpu_fine_tuning.ipynb, section 3.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import peft
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from adlib import compute
+from adlib.pretrained import MAX_TOKENS, arithmetic, checked_texts, length_batches, padded
+
+
+def prompt(attributes: str | Mapping[str, object], audience: str) -> str:
+    """The compact prompt, about 40 tokens, on which the copywriter of lessons 05 and 06 is trained and asked.
+
+    Line breaks, control characters and the model's own control tokens are taken out of what comes from data, so that a product
+    cannot end the prompt and begin another.
+
+    Parameters
+    ----------
+    attributes : "brand: Okaro; colour: navy; …", or a mapping of them.
+    audience : for whom, e.g. "bargain hunters".
+
+    Raises
+    ------
+    ValueError
+        If either is empty.
+
+    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 2.
+    """
+    if isinstance(attributes, Mapping):
+        attributes = "; ".join(f"{name}: {value}" for name, value in attributes.items())
+    facts, audience = (
+        " ".join(re.sub(r"<\|.*?\|>|[\x00-\x1f\x7f]", " ", str(t)).split()) for t in (attributes, audience)
+    )
+    if not facts or not audience:
+        raise ValueError("A prompt needs attributes and an audience, but one of them is empty.")
+    return f"Product: {facts}\nAd for {audience}:"
+
+
+class Pair(NamedTuple):
+    """Token ids of a prompt and of the target that should follow it."""
+
+    prompt: list[int]
+    target: list[int]
+
+
+def token_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targets: Sequence[str]) -> list[Pair]:
+    """Token ids of prompts and targets; a target starts with a space and ends with the end-of-text token."""
+    prompts, targets = checked_texts(prompts, "prompts"), checked_texts(targets, "targets")
+    if len(prompts) != len(targets):
+        raise ValueError(f"{len(prompts)} prompts do not match {len(targets)} targets.")
+    asked = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    written = tokenizer([f" {text.strip()}" for text in targets], add_special_tokens=False)["input_ids"]
+    pairs = [Pair(p, [*t, tokenizer.eos_token_id]) for p, t in zip(asked, written, strict=True)]
+    for i, pair in enumerate(pairs):
+        if (length := len(pair.prompt) + len(pair.target)) > MAX_TOKENS:
+            raise ValueError(
+                f"Pair {i} has {length} tokens, more than {MAX_TOKENS}: shorten its description or its text."
+            )
+    return pairs
+
+
+def target_loss(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, int]:
+    """Summed negative log likelihood of the targets given their prompts, and the number of target tokens.
+
+    The output layer, 49,152 words wide, is the dearest of all; it is applied only where a token of a target is predicted. Rows are
+    padded on the left, so that all targets end in the last column.
+    """
+    place = model.device
+    ids, mask = padded([pair.prompt + pair.target for pair in pairs], pad, place, left=True)
+    longest = max(len(pair.target) for pair in pairs)
+    labels = torch.tensor([[-100] * (longest - len(pair.target)) + pair.target for pair in pairs], device=place)
+    whole = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    with arithmetic(place, model.dtype):
+        hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = hidden[:, -longest - 1 : -1]  # position i predicts token i + 1
+        logits = whole.get_output_embeddings()(hidden[labels != -100])
+    return F.cross_entropy(logits.float(), labels[labels != -100], reduction="sum"), len(logits)
+
+
+@torch.inference_mode()
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    *,
+    batch_size: int = 16,
+) -> float:
+    """How surprised a model is by targets after their prompts: exp of the mean negative log likelihood a token; 1 is the least.
+
+    Raises
+    ------
+    ValueError
+        For empty or unequal lists, empty or overlong texts. MemoryError with the batch size to try.
+
+    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 2.
+    """
+    pairs = token_pairs(tokenizer, prompts, targets)
+    batches = length_batches([len(pair.prompt) + len(pair.target) for pair in pairs], batch_size)
+    with compute.memory_guard(batch_size):
+        sums = [target_loss(model, [pairs[i] for i in batch], tokenizer.pad_token_id) for batch in batches]
+    return math.exp(sum(loss.item() for loss, _ in sums) / sum(n for _, n in sums))
