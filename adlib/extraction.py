@@ -4,12 +4,13 @@ Taught in notebooks/05_gpu_fine_tuning.ipynb, section 7.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -139,13 +140,7 @@ def _phrases(text: str, tags: Sequence[int], places: Sequence[tuple[int, int]]) 
     return [text[a:b].lower() for a, b in found]
 
 
-def selling_points(
-    texts: Sequence[str],
-    liking: Sequence[float],
-    *,
-    minimum: int = 6,
-    stop_words: Callable[[str], bool] | Sequence[str] = (),
-) -> pd.DataFrame:
+def selling_points(texts: Sequence[str], liking: Sequence[float], *, minimum: int = 6) -> pd.DataFrame:
     """What pleases and what displeases: words and pairs of words of reviews, with how much the sentences that name them are liked.
 
     A phrase's score is the mean liking of its sentences minus that of the others, with a 95 % interval (Welch); several phrases
@@ -154,7 +149,6 @@ def selling_points(
     Parameters
     ----------
     texts : n sentences. liking : n numbers, such as the probability that a sentence is pleased. minimum : sentences a phrase needs.
-    stop_words : words that no phrase may hold.
 
     Returns
     -------
@@ -162,10 +156,8 @@ def selling_points(
 
     Taught in notebooks/05_gpu_fine_tuning.ipynb, section 7.
     """
-    from sklearn.feature_extraction.text import CountVectorizer
-
     counter = CountVectorizer(
-        ngram_range=(1, 2), min_df=minimum, binary=True, stop_words=list(stop_words) or None, token_pattern=r"[a-z]{3,}"
+        ngram_range=(1, 2), min_df=minimum, binary=True, stop_words="english", token_pattern=r"[a-z]{3,}"
     )
     there, liking = (
         counter.fit_transform(checked_texts(texts, "texts")).toarray().astype(bool),

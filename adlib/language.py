@@ -6,6 +6,7 @@ Taught in notebooks/05_gpu_fine_tuning.ipynb.
 """
 
 import hashlib
+import shutil
 import warnings
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from adlib import checkpoints, lesson
 from adlib.checkpoints import load_adapter, save_adapter
 from adlib.likelihood import Pair, perplexity, prompt, target_loss, token_pairs
-from adlib.pretrained import load_minilm, load_smollm2, load_writer
+from adlib.pretrained import load_minilm, load_reader, load_smollm2, load_writer
 from adlib.reading import SentimentClassifier, embed
 from adlib.sampling import generate
 from adlib.tuning import fine_tune, rate_share
@@ -31,6 +32,7 @@ __all__ = [
     "generate",
     "load_adapter",
     "load_minilm",
+    "load_reader",
     "load_smollm2",
     "load_writer",
     "perplexity",
@@ -56,7 +58,7 @@ def copywriter(
     """A language model, SmolLM2 unless another is named, fine-tuned on pairs of attributes, audience and copy: what lesson 05 leaves to lesson 06.
 
     The adapter is an artefact (``lesson.artefact("sft", …)``) whose key holds the pairs, seed, steps, writer and options; it is trained
-    only where it is missing or damaged, or ``again`` is set.
+    only where it is missing or damaged, or ``again`` is set. An interrupted training goes on where it was last written down.
 
     Parameters
     ----------
@@ -79,7 +81,14 @@ def copywriter(
             return Copywriter(load_adapter(model, folder), tokenizer, pd.read_csv(folder / "history.csv"))
         except checkpoints.DamagedFile as error:
             warnings.warn(f"{error} That is done now.", stacklevel=2)
-    tuned, history = fine_tune(model, tokenizer, prompts, list(pairs["copy"]), seed=seed, steps=steps, **options)
+    half = folder.with_name(f"{folder.name}-unfinished")  # where an interrupted training goes on
+    options = {"checkpoint": half, "seed": seed, "steps": steps} | options
+    try:
+        tuned, history = fine_tune(model, tokenizer, prompts, list(pairs["copy"]), **options)
+    except checkpoints.DamagedFile:
+        shutil.rmtree(half)
+        tuned, history = fine_tune(model, tokenizer, prompts, list(pairs["copy"]), **options)
+    shutil.rmtree(half, ignore_errors=True)
     lesson.begin(folder)
     history.to_csv(folder / "history.csv", index=False)
     save_adapter(tuned, folder)

@@ -33,7 +33,7 @@ def prompt(attributes: str | Mapping[str, object], audience: str) -> str:
     ValueError
         If either is empty.
 
-    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 2.
+    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 3.
     """
     if isinstance(attributes, Mapping):
         attributes = "; ".join(f"{name}: {value}" for name, value in attributes.items())
@@ -102,7 +102,7 @@ def perplexity(
     ValueError
         For empty or unequal lists, empty or overlong texts. MemoryError with the batch size to try.
 
-    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 2.
+    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 3.
     """
     pairs = token_pairs(tokenizer, prompts, targets)
     batches = length_batches([len(pair.prompt) + len(pair.target) for pair in pairs], batch_size)

@@ -62,7 +62,7 @@ def embed(
     ValueError
         For an empty list or an empty text. MemoryError with the batch size to try.
 
-    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 5.
+    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 6.
     """
     texts = checked_texts(texts, "texts")
     if model is None or tokenizer is None:
@@ -206,6 +206,11 @@ class SentimentClassifier(ClassifierMixin, BaseEstimator):
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer_(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
+
+    def logits(self, X: Sequence[str]) -> torch.Tensor:
+        """Logits of n texts, (n, classes), through which a gradient can go back."""
+        check_is_fitted(self, "encoder_")
+        return self._logits(self._tokens(checked_texts(X, "texts")))
 
     def _logits(self, rows: list[list[int]]) -> torch.Tensor:
         return self.head_(_mean_vector(self.encoder_, rows, self.tokenizer_.pad_token_id, self.exact_))

@@ -1,4 +1,4 @@
-"""Sampling texts from a language model, many at a time. Taught in notebooks/05_gpu_fine_tuning.ipynb, section 4."""
+"""Sampling texts from a language model, many at a time. Taught in notebooks/05_gpu_fine_tuning.ipynb, section 5."""
 
 from collections.abc import Sequence
 
@@ -44,7 +44,7 @@ def generate(
     ValueError
         For empty prompts and impossible settings. MemoryError with the batch size to try.
 
-    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 4.
+    Taught in notebooks/05_gpu_fine_tuning.ipynb, section 5.
     """
     if n < 1 or batch_size < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError("generate needs n, batch_size and max_new_tokens ≥ 1, temperature ≥ 0 and 0 < top_p ≤ 1.")

@@ -12,6 +12,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -110,19 +111,15 @@ def fine_tune(
 
     Taught in notebooks/05_gpu_fine_tuning.ipynb, section 4.
     """
-    if steps < 0 or batch_size < 1 or rank < 1 or not 0 < top_layers <= 1 or accumulate < 1:
-        raise ValueError("fine_tune needs steps ≥ 0, batch_size ≥ 1, rank ≥ 1, accumulate ≥ 1 and 0 < top_layers ≤ 1.")
-    if patience is not None and (held_out is None or patience < 1):
-        raise ValueError("Early stopping needs held_out texts to watch, and patience ≥ 1.")
-    rate_share(0, 1, schedule)
+    _possible(steps, batch_size, rank, top_layers, accumulate, schedule, patience, held_out)
     pairs = token_pairs(tokenizer, prompts, targets)
     tuned = model if isinstance(model, peft.PeftModel) else _with_adapter(model, rank, top_layers, seed)
-    _recomputing(tuned, recompute)
     run = Training(tuned, pairs, steps, batch_size, learning_rate, schedule, accumulate, tokenizer.pad_token_id, seed)
     measure = lambda: perplexity(tuned, tokenizer, *held_out)  # noqa: E731
     if not (checkpoint and run.resume(Path(checkpoint))) and held_out:
         run.note({"step": 0, "perplexity": measure()})
-    with tqdm(total=steps, initial=run.step, desc="fine-tuning", disable=not progress) as bar:
+    bar = tqdm(total=steps, initial=run.step, desc="fine-tuning", disable=not progress)
+    with bar, recomputing(tuned, recompute):
         for row in run if not run.weary(patience) else ():
             due = row["step"] % evaluate_every == 0 or row["step"] == steps
             run.note(row | {"perplexity": measure()} if held_out and due else row)
@@ -134,7 +131,6 @@ def fine_tune(
                 break
     if patience:
         run.return_to_best()
-    _recomputing(tuned, False)
     return tuned.eval(), pd.DataFrame(run.history, columns=["step", "loss", "tokens_per_second", "perplexity"])
 
 
@@ -254,14 +250,27 @@ class Training:
         return True
 
 
-def _recomputing(model: peft.PeftModel, on: bool) -> None:
+def _possible(steps, batch_size, rank, top_layers, accumulate, schedule, patience, held_out) -> None:
+    if steps < 0 or batch_size < 1 or rank < 1 or not 0 < top_layers <= 1 or accumulate < 1:
+        raise ValueError("fine_tune needs steps ≥ 0, batch_size ≥ 1, rank ≥ 1, accumulate ≥ 1 and 0 < top_layers ≤ 1.")
+    if patience is not None and (held_out is None or patience < 1):
+        raise ValueError("Early stopping needs held_out texts to watch, and patience ≥ 1.")
+    rate_share(0, 1, schedule)
+
+
+@contextmanager
+def recomputing(model: peft.PeftModel, on: bool = True) -> Iterator[None]:
+    """Inside, the layers of a model in training keep only their inputs and compute the rest again on the way back, if ``on``."""
     base = model.get_base_model()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers 5 is about to rename it
         if on:
             base.gradient_checkpointing_enable({"use_reentrant": False})
-        elif base.is_gradient_checkpointing:
-            base.gradient_checkpointing_disable()
+        try:
+            yield
+        finally:
+            if on:
+                base.gradient_checkpointing_disable()
 
 
 def _with_adapter(model: PreTrainedModel, rank: int, top_layers: float, seed: int) -> peft.PeftModel:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from sklearn.exceptions import NotFittedError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from adlib import assets, checkpoints, compute, footprint, language, lesson, pretrained, tuning
+from adlib import assets, checkpoints, compression, compute, extraction, footprint, language, lesson, pretrained, tuning
 
 PROMPTS = ["brand: Okaro", "brand: Tindral; colour: navy", "item: bag", "colour: red; item: coat"] * 3
 COPY = ["A coat by Okaro.", "Navy, by Tindral, for you.", "A bag.", "A red coat, made to last."] * 3
@@ -361,9 +362,8 @@ def test_recomputing_forgets_the_activations():
     pairs, kept = language.token_pairs(tokenizer, PROMPTS, COPY), {}
     for recompute in (False, True):
         tuned, _ = language.fine_tune(tiny_model(), tokenizer, PROMPTS, COPY, steps=0, top_layers=1.0, progress=False)
-        if recompute:
-            tuning._recomputing(tuned, True)
-        kept[recompute] = footprint.measured(tuned.train(), lambda m=tuned: language.target_loss(m, pairs, 0)[0])
+        with tuning.recomputing(tuned, recompute):
+            kept[recompute] = footprint.measured(tuned.train(), lambda m=tuned: language.target_loss(m, pairs, 0)[0])
     assert kept[True]["peak"] < 0.7 * kept[False]["peak"] and model is not None
 
 
@@ -495,10 +495,9 @@ def test_predicted_memory_is_what_is_measured(smollm2, options):
     every = sum(w.numel() for w in tuned.parameters())
     facts = {"weights": every, "trained": trained, "adapted": 15, "dtype": torch.float32} | shape | options
     guess = footprint.predicted(model.config, batch_size=4, **facts)
-    if options.get("recompute"):
-        tuning._recomputing(tuned, True)
     part = pairs[: 4 // options.get("accumulate", 1)]
-    found = footprint.measured(tuned.train(), lambda: language.target_loss(tuned, part, 0)[0])
+    with tuning.recomputing(tuned, options.get("recompute", False)):
+        found = footprint.measured(tuned.train(), lambda: language.target_loss(tuned, part, 0)[0])
     assert found["weights"] == guess["weights"]
     assert found["peak"] - found["weights"] == pytest.approx(guess["peak"] - guess["weights"], rel=0.05)
 
@@ -676,19 +675,25 @@ def test_vectors_know_what_is_alike():
     np.testing.assert_allclose(language.embed(texts[:1], exact=True), exact[:1], atol=1e-4)
 
 
-@needs("minilm")
-def test_the_classifier_learns_and_is_reproducible():
+@pytest.fixture(scope="module")
+def classifier():
+    """Return a classifier after two epochs, its texts and labels."""
+    if not assets.available("minilm"):
+        pytest.skip("the asset minilm is not here: adlib fetch minilm")
     good, bad = ["I love it", "really great", "works very well"], ["I hate it", "really awful", "it broke at once"]
     texts, labels = (good + bad) * 6, (["good"] * 3 + ["bad"] * 3) * 6
-    make = language.SentimentClassifier(epochs=2, batch_size=6, progress=False)
-    model = make.fit(texts, labels)
-    assert list(model.classes_) == ["bad", "good"] and model.score(texts, labels) > 0.9
+    return language.SentimentClassifier(epochs=2, batch_size=6, progress=False).fit(texts, labels), texts, labels
+
+
+@needs("minilm")
+def test_the_classifier_learns_and_is_reproducible(classifier):
+    model, texts, labels = classifier
+    assert list(model.classes_) == ["bad", "good"] and model.score(texts, labels) > 0.9 and model.seconds_ > 0
     share = model.predict_proba(["I love this", "awful thing"])
     np.testing.assert_allclose(share.sum(1), 1, atol=1e-6)
     assert share[0, 1] > 0.5 > share[1, 1]
-    np.testing.assert_allclose(
-        clone(make).fit(texts, labels).predict_proba(["I love this", "awful thing"]), share, atol=1e-3
-    )
+    again = clone(model).fit(texts, labels).predict_proba(["I love this", "awful thing"])
+    np.testing.assert_allclose(again, share, atol=1e-3)
 
 
 # ---- SmolLM2 ---------------------------------------------------------------------------------------------------------
@@ -756,3 +761,112 @@ def test_it_is_what_transformers_loads():
         with torch.no_grad():
             torch.testing.assert_close(ours(**ids).logits, theirs(**ids).logits, rtol=1e-4, atol=2e-3)
     assert their_tokenizer.chat_template == tokenizer.chat_template
+
+
+# ---- lighter models --------------------------------------------------------------------------------------------------
+
+
+def test_int8_products_are_close_and_small():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 8)).eval()
+    light, x = compression.int8(model), torch.randn(50, 64)
+    exact, rough = model(x), light(x)
+    assert 0 < (exact - rough).norm() / exact.norm() < 0.05
+    assert compression.size(light) < 0.35 * compression.size(model) == 0.35 * 4 * (64 * 128 + 128 + 128 * 8 + 8)
+    assert torch.equal(model(x), exact), "the model itself was changed"
+
+
+@needs("minilm")
+def test_a_student_learns_its_teacher_and_int8_changes_little(classifier):
+    teacher, texts, _ = classifier
+    student = language.SentimentClassifier(layers=2, epochs=4, batch_size=6, learning_rate=3e-4, progress=False)
+    student.distil(teacher, texts)
+    assert len(student.encoder_.encoder.layer) == 2 and len(teacher.encoder_.encoder.layer) == 6
+    assert (
+        list(student.classes_) == list(teacher.classes_)
+        and (student.predict(texts) == teacher.predict(texts)).mean() > 0.9
+    )
+    gap = np.abs(compression.int8_reader(teacher).predict_proba(texts) - teacher.predict_proba(texts))
+    assert gap.mean() < 0.1
+    with pytest.raises(ValueError, match="layers must lie between 1 and 6, got 7"):
+        language.SentimentClassifier(layers=7).fit(["a", "b"], [0, 1])
+
+
+@needs("minilm")
+@pytest.mark.parametrize(("way", "count"), [({"frozen": 4}, 2), ({"rank": 4}, 6), ({"frozen": 6}, 0), ({}, 6)])
+def test_each_way_of_transfer_trains_what_it_says(way, count):
+    model = language.SentimentClassifier(batch_size=2, progress=False, **way).fit(["good", "bad"] * 2, [1, 0] * 2)
+    names = [name for name, weight in model.encoder_.named_parameters() if weight.requires_grad]
+    assert len({name.split(".")[2] for name in names}) == count and not any("embeddings" in name for name in names)
+    assert all("lora" in name for name in names) == ("rank" in way or not names)
+    assert model.trained_ == sum(w.numel() for w in model.encoder_.parameters() if w.requires_grad) + 384 * 2 + 2
+
+
+@needs("minilm")
+def test_a_rare_class_can_count_as_much(classifier):
+    teacher, _, _ = classifier
+    fit = language.SentimentClassifier(class_weight="balanced", batch_size=8, progress=False)
+    assert (
+        fit.fit(["good"] * 7 + ["bad"], [1] * 7 + [0]).logits(["good"]).shape == (1, 2) == teacher.logits(["a"]).shape
+    )
+
+
+@needs("minilm")
+def test_strange_texts_are_read_and_empty_ones_refused(classifier):
+    model, _, _ = classifier
+    strange = ["👗👠✨", "word " * 5000, "这件外套的质量很好", "ใส่สบายมาก", "?!", "<b>good</b>"]
+    share = model.predict_proba(strange)
+    assert share.shape == (6, 2) and np.isfinite(share).all() and share.sum(1) == pytest.approx(1)
+    assert np.isfinite(language.embed(strange, model=model.encoder_, tokenizer=model.tokenizer_)).all()
+    for empty in ([], ["good", "  "]):
+        with pytest.raises(ValueError, match="texts"):
+            model.predict(empty)
+
+
+def test_strange_facts_can_be_written_about(trained):
+    tuned, tokenizer, _ = trained
+    prompts = [
+        language.prompt("👗👠", "all"),
+        language.prompt("brand: 上海; item: 外套", "趋势"),
+        language.prompt("<b>x</b>", "all"),
+    ]
+    assert len(language.generate(tuned, tokenizer, prompts, max_new_tokens=4)) == 3
+    with pytest.raises(ValueError, match="more than 512: shorten its description"):
+        language.generate(tuned, tokenizer, [language.prompt("long " * 400, "all")])
+
+
+# ---- phrases ---------------------------------------------------------------------------------------------------------
+
+
+def test_tags_and_phrases_are_each_others_reverse():
+    text = "A coat with side pockets and a belt."
+    places = [(m.start(), m.end()) for m in re.finditer(r"\w+|\.", text)]
+    tags = extraction._tags(text, ["side pockets", "Belt", "hood"], places)
+    assert [tags[i] for i in (3, 4, 5, 7)] == [1, 2, 0, 1] and sum(t > 0 for t in tags) == 3
+    assert extraction._phrases(text, tags, places) == ["side pockets", "belt"]
+    parts = [(0, 1), (2, 6), (12, 16), (17, 20), (20, 24)]  # a word in two parts, the second untagged as a beginning
+    assert extraction._phrases(text, [0, 0, 1, 2, 1], parts) == ["side pockets"[:8] + text[20:24]]
+
+
+@needs("minilm")
+def test_the_tagger_finds_phrases_that_it_never_saw():
+    known, new = (
+        ["side pockets", "a hood", "soft lining", "grip sole", "long sleeves", "a belt"],
+        ["wide cuffs", "a zip"],
+    )
+    make = lambda words: ([f"A {c} coat with {w}." for c in ("red", "navy") for w in words], [[w] for w in words] * 2)  # noqa: E731
+    texts, phrases = make(known)
+    tagger = extraction.PhraseTagger(epochs=8, batch_size=4, frozen=0, progress=False).fit(texts, phrases)
+    exam, truth = make(new)
+    assert sum(found == right for found, right in zip(tagger.predict(exam), truth, strict=True)) >= 3
+    for wrong, message in (([["a"]], "12 texts do not match 1 lists"), ([["none"]] * 12, "None of the phrases occurs")):
+        with pytest.raises(ValueError, match=message):
+            tagger.fit(texts, wrong)
+
+
+def test_selling_points_are_differences_of_means():
+    texts = ["the zoom pleases"] * 4 + ["awful battery here"] * 4 + ["nothing special"] * 4
+    liking = np.r_[0.9, 0.7, 0.8, 0.8, 0.1, 0.2, 0.3, 0.2, np.full(4, 0.5)]
+    table = extraction.selling_points(texts, liking, minimum=4)
+    zoom, battery = (table[table.phrase == word].iloc[0] for word in ("zoom", "battery"))
+    assert zoom.score == pytest.approx(0.8 - liking[4:].mean()) and zoom.sentences == 4 and zoom.low > 0 > battery.high
+    assert table.score.is_monotonic_decreasing and "the" not in set(table.phrase)

@@ -1,4 +1,4 @@
-"""Speed of the language models on one core: loading, fine-tuning in bfloat16 beside float32, writing many texts beside one by one.
+"""Speed of the language models on one core: loading, fine-tuning beside transformers and trl, writing many texts beside one by one.
 
     python tests/benchmarks/language.py
 
@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
-from adlib import assets, language, market
+from adlib import assets, language, market, tuning
 
-ROUNDS, STEPS = 3, 3
+ROUNDS, BATCH, STEPS = 3, 4, 12
 
 
 def tell(name, value, unit, target=None, *, at_least=True):
@@ -51,17 +52,102 @@ def loading():
     tell("load_cached", min(cached), "s", 1.0, at_least=False)
 
 
-def training(prompts, copies):
-    """Time fine-tuning steps of 8 pairs in both number formats."""
-    speed = {"bfloat16": [], "float32": []}
+def adapted(dtype):
+    """Load SmolLM2 in a number format, with the adapters of the lesson."""
+    model, tokenizer = language.load_smollm2(dtype=dtype, device="cpu")
+    return language.fine_tune(model, tokenizer, ["a"], ["b"], steps=0, progress=False)[0].train(), tokenizer
+
+
+def ours(pairs, dtype):
+    """Seconds of our loop for one pass over the pairs."""
+    model, tokenizer = adapted(dtype)
+    steps = len(pairs) // BATCH
+    run = tuning.Training(model, pairs, steps, BATCH, 8e-3, "linear", 1, tokenizer.pad_token_id, 0)
+    return seconds(lambda: list(run))
+
+
+class Clock(TrainerCallback):
+    """Adds up the seconds between the first step's begin and the last step's end."""
+
+    def on_step_begin(self, args, state, control, **_):
+        """Note the first begin."""
+        self.begin = getattr(self, "begin", time.perf_counter())
+
+    def on_step_end(self, args, state, control, **_):
+        """Note the latest end."""
+        self.seconds = time.perf_counter() - self.begin
+
+
+def settings(kind, folder, dtype, **more):
+    """Arguments of a trainer that say what our loop does."""
+    return kind(
+        output_dir=folder,
+        num_train_epochs=1,
+        per_device_train_batch_size=BATCH,
+        learning_rate=8e-3,
+        warmup_steps=0.1,
+        weight_decay=0.0,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=True,
+        report_to=[],
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        **more,
+    )
+
+
+def plain_trainer(pairs, dtype):
+    """Seconds of transformers' Trainer for the same pass; labels on the targets only."""
+    model, tokenizer = adapted(dtype)
+    rows = [{"input_ids": p.prompt + p.target, "labels": [-100] * len(p.prompt) + p.target} for p in pairs]
+    clock, collate = Clock(), DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
+    with tempfile.TemporaryDirectory() as folder:
+        args = settings(TrainingArguments, folder, dtype, remove_unused_columns=False)
+        Trainer(model, args, collate, rows, callbacks=[clock]).train()
+    return clock.seconds
+
+
+def trl_trainer(pairs, dtype):
+    """Seconds of trl's SFTTrainer for the same pass; loss on the completions only. None without trl."""
+    try:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+    except ImportError:
+        return None
+    model, tokenizer = adapted(dtype)
+    rows = [
+        {"input_ids": p.prompt + p.target, "completion_mask": [0] * len(p.prompt) + [1] * len(p.target)} for p in pairs
+    ]
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        args = settings(SFTConfig, folder, dtype, gradient_checkpointing=False, completion_only_loss=True)
+        data = Dataset.from_list(rows)
+        SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer, callbacks=[clock]).train()
+    return clock.seconds
+
+
+def training(prompts, copies, steps):
+    """Time one pass of `steps` batches: our loop in both number formats, transformers' Trainer, trl's SFTTrainer, in turn."""
+    _, tokenizer = language.load_smollm2(device="cpu")
+    pairs = language.token_pairs(tokenizer, prompts, copies)[: BATCH * steps]
+    tokens = sum(len(p.prompt) + len(p.target) for p in pairs)
+    sides = {"sft": ours, "sft_transformers": plain_trainer, "sft_trl": trl_trainer}
+    speed = {}
     for _ in range(ROUNDS):
-        for number, found in speed.items():
-            model, tokenizer = language.load_smollm2(dtype=getattr(torch, number), device="cpu")
-            _, history = language.fine_tune(model, tokenizer, prompts, copies, steps=STEPS + 1, progress=False)
-            found.append(history.tokens_per_second.iloc[1:].max())  # the first step warms up
-    tell("sft_bfloat16", max(speed["bfloat16"]), "tokens/s", 350)
-    tell("sft_float32", max(speed["float32"]), "tokens/s")
-    tell("sft_bfloat16_over_float32", max(speed["bfloat16"]) / max(speed["float32"]), "x", 1.5)
+        for name, side in sides.items():
+            took = side(pairs, torch.bfloat16)
+            speed.setdefault(name, []).append(tokens / took if took else 0.0)
+        speed.setdefault("sft_float32", []).append(tokens / ours(pairs, torch.float32))
+    best = {name: max(found) for name, found in speed.items()}
+    tell("sft", best["sft"], "tokens/s", 350)
+    for name in ("sft_float32", "sft_transformers", "sft_trl"):
+        if best[name]:
+            tell(name, best[name], "tokens/s")
+    tell("sft_over_float32", best["sft"] / best["sft_float32"], "x", 1.5)
+    tell("sft_over_transformers", best["sft"] / best["sft_transformers"], "x", 1.0)
+    if best["sft_trl"]:
+        tell("sft_over_trl", best["sft"] / best["sft_trl"], "x", 1.5)
 
 
 def writing(prompts):
@@ -85,15 +171,16 @@ def writing(prompts):
 
 
 def main():
-    """Run all, or the parts named on the command line: loading, training, writing."""
+    """Run all, or the parts named on the command line: loading, training, writing; ``steps=2`` makes the training short."""
     torch.set_num_threads(1)
-    wanted = sys.argv[1:] or ["loading", "training", "writing"]
+    steps = int(next((word.removeprefix("steps=") for word in sys.argv[1:] if word.startswith("steps=")), STEPS))
+    wanted = [word for word in sys.argv[1:] if "=" not in word] or ["loading", "training", "writing"]
     pairs = market.training_pairs(market.Market(seed=0, n_users=50), 64, seed=0)
     prompts = [language.prompt(*row) for row in pairs[["attributes", "audience"]].to_numpy()]
     if "loading" in wanted:
         loading()
     if "training" in wanted:
-        training(prompts, list(pairs["copy"]))
+        training(prompts, list(pairs["copy"]), steps)
     if "writing" in wanted:
         writing(prompts)
 
