@@ -144,7 +144,8 @@ class Training:
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.optimiser = torch.optim.AdamW(self.weights.values(), lr=learning_rate, weight_decay=0.0)
         self.rate = lambda step: learning_rate * rate_share(step, steps, schedule)
-        settings = [steps, batch_size, learning_rate, schedule, accumulate, seed, sorted(self.weights), pairs]
+        shapes = [(name, list(weight.shape)) for name, weight in self.weights.items()]
+        settings = [steps, batch_size, learning_rate, schedule, accumulate, seed, shapes, pairs]
         self.key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def __iter__(self) -> Iterator[dict]:

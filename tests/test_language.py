@@ -631,6 +631,24 @@ def test_the_copywriter_is_trained_once(shop_pairs, monkeypatch):
         language.copywriter(shop_pairs.iloc[1:], **options)
 
 
+def test_an_interrupted_copywriter_goes_on_and_leaves_nothing_behind(shop_pairs, monkeypatch):
+    options = {"seed": 1, "steps": 5, "batch_size": 4, "evaluate_every": 2, "progress": False}
+    real, made = tuning.Training._gradient, []
+
+    def interrupted(self, batch):
+        made.append(1)
+        if len(made) == 4:
+            raise Interrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(tuning.Training, "_gradient", interrupted)
+    with pytest.raises(Interrupt):
+        language.copywriter(shop_pairs, **options)
+    second = language.copywriter(shop_pairs, **options)
+    assert len(made) == 4 + 3 and list(second.history.step) == [1, 2, 3, 4, 5]  # steps 3, 4 and 5 were left
+    assert not list(lesson.artefact("sft").parent.glob("*-unfinished"))
+
+
 def test_a_damaged_copywriter_is_trained_again(shop_pairs):
     options = {"seed": 1, "steps": 1, "batch_size": 4, "progress": False}
     language.copywriter(shop_pairs, **options)
