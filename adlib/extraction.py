@@ -154,15 +154,21 @@ def selling_points(texts: Sequence[str], liking: Sequence[float], *, minimum: in
     -------
     DataFrame, best first: phrase, sentences (number), score, low, high.
 
+    Raises
+    ------
+    ValueError
+        For empty texts, or if no phrase is that frequent.
+
     Taught in notebooks/05_gpu_fine_tuning.ipynb, section 7.
     """
     counter = CountVectorizer(
         ngram_range=(1, 2), min_df=minimum, binary=True, stop_words="english", token_pattern=r"[a-z]{3,}"
     )
-    there, liking = (
-        counter.fit_transform(checked_texts(texts, "texts")).toarray().astype(bool),
-        np.asarray(liking, float),
-    )
+    texts, liking = checked_texts(texts, "texts"), np.asarray(liking, float)
+    try:
+        there = counter.fit_transform(texts).toarray().astype(bool)
+    except ValueError as error:
+        raise ValueError(f"No phrase stands in {minimum} of the {len(texts)} texts: lower minimum.") from error
     rows = []
     for phrase, named in zip(counter.get_feature_names_out(), there.T, strict=True):
         own, other = liking[named], liking[~named]

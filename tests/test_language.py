@@ -888,3 +888,5 @@ def test_selling_points_are_differences_of_means():
     zoom, battery = (table[table.phrase == word].iloc[0] for word in ("zoom", "battery"))
     assert zoom.score == pytest.approx(0.8 - liking[4:].mean()) and zoom.sentences == 4 and zoom.low > 0 > battery.high
     assert table.score.is_monotonic_decreasing and "the" not in set(table.phrase)
+    with pytest.raises(ValueError, match="No phrase stands in 9 of the 12 texts: lower minimum"):
+        extraction.selling_points(texts, liking, minimum=9)
