@@ -15,8 +15,8 @@ from adlib.reading import SentimentClassifier
 def int8(model: nn.Module) -> nn.Module:
     """A copy of a model whose linear layers multiply in 8-bit whole numbers on the CPU (Jacob et al. 2018, arXiv 1712.05877).
 
-    A weight w becomes round(w / s) with one scale s = max|W| / 127 a layer; the inputs get their scale when they arrive, so no
-    data is needed beforehand. Everything else stays float32.
+    A weight w becomes round(w / s) with one scale s = max|w| / 127 for each row of W; the inputs get one scale when they arrive, so
+    no data is needed beforehand. Everything else stays float32.
 
     Parameters
     ----------
@@ -36,9 +36,8 @@ def int8(model: nn.Module) -> nn.Module:
         warnings.simplefilter(
             "ignore"
         )  # its announced successor, torchao, gained nothing on a CPU when this was written
-        return torch.ao.quantization.quantize_dynamic(
-            copy.deepcopy(model).float().eval(), {nn.Linear}, dtype=torch.qint8
-        )
+        rows = {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}
+        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).float().eval(), rows)
 
 
 def int8_reader(reader: SentimentClassifier) -> SentimentClassifier:
