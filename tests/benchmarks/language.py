@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from adlib import assets, language, market, tuning
 
@@ -62,8 +63,8 @@ def ours(pairs, dtype):
     """Seconds of our loop for one pass over the pairs."""
     model, tokenizer = adapted(dtype)
     steps = len(pairs) // BATCH
-    run = tuning.Training(model, pairs, steps, BATCH, 8e-3, "linear", 1, tokenizer.pad_token_id, 0)
-    return seconds(lambda: list(run))
+    training = tuning.Training(model, pairs, steps, BATCH, 8e-3, "linear", 1, tokenizer.pad_token_id, 0)
+    return seconds(lambda: list(training))
 
 
 class Clock(TrainerCallback):
@@ -97,6 +98,12 @@ def settings(kind, folder, dtype, **more):
     )
 
 
+def run(trainer):
+    """Train without the lines that a trainer prints, which are no results."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
 def plain_trainer(pairs, dtype):
     """Seconds of transformers' Trainer for the same pass; labels on the targets only."""
     model, tokenizer = adapted(dtype)
@@ -104,7 +111,7 @@ def plain_trainer(pairs, dtype):
     clock, collate = Clock(), DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
     with tempfile.TemporaryDirectory() as folder:
         args = settings(TrainingArguments, folder, dtype, remove_unused_columns=False)
-        Trainer(model, args, collate, rows, callbacks=[clock]).train()
+        run(Trainer(model, args, collate, rows, callbacks=[clock]))
     return clock.seconds
 
 
@@ -123,7 +130,7 @@ def trl_trainer(pairs, dtype):
     with tempfile.TemporaryDirectory() as folder:
         args = settings(SFTConfig, folder, dtype, gradient_checkpointing=False, completion_only_loss=True)
         data = Dataset.from_list(rows)
-        SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer, callbacks=[clock]).train()
+        run(SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer, callbacks=[clock]))
     return clock.seconds
 
 
