@@ -26,7 +26,9 @@ def stories(variants: pd.DataFrame) -> np.ndarray:
         nodes.append(codes)
     size = sum(n.max() + 1 for n in nodes)
     row, column = (np.concatenate(parts) for parts in zip(*links, strict=True))
-    return connected_components(coo_matrix((np.ones(len(row)), (row, column)), (size, size)), directed=False)[1][nodes[0]]
+    return connected_components(coo_matrix((np.ones(len(row)), (row, column)), (size, size)), directed=False)[1][
+        nodes[0]
+    ]
 
 
 def headline_pairs(variants: pd.DataFrame, *, alpha: float = 0.001) -> tuple[pd.DataFrame, pd.Series]:

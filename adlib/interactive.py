@@ -13,9 +13,7 @@ import numpy as np
 
 from adlib.plots import COLOURS
 
-_LOOK = (
-    "font:15px/1.4 system-ui,sans-serif;color:#111;background:#fff;max-width:420px;padding:14px;border:1px solid #ccc;border-radius:8px"
-)
+_LOOK = "font:15px/1.4 system-ui,sans-serif;color:#111;background:#fff;max-width:420px;padding:14px;border:1px solid #ccc;border-radius:8px"
 _FOCUS = "outline:3px solid #0072B2;outline-offset:2px"
 
 
@@ -32,7 +30,11 @@ def _text(value: object, what: str) -> str:
 
 
 def quiz_ad(
-    title: str, questions: Sequence[tuple[str, Sequence[str]]], results: Mapping[tuple[int, ...], str], *, name: str = "quiz"
+    title: str,
+    questions: Sequence[tuple[str, Sequence[str]]],
+    results: Mapping[tuple[int, ...], str],
+    *,
+    name: str = "quiz",
 ) -> str:
     """A quiz whose answers lead to a recommendation, as one piece of HTML without scripts.
 
@@ -54,7 +56,9 @@ def quiz_ad(
     every = set(product(*map(range, sizes)))
     if wrong := sorted(every ^ set(results)):
         fault = "has no result" if wrong[0] in every else "does not exist"
-        raise ValueError(f"The combination of answers {wrong[0]} {fault}: give one result for each of the {len(every)}.")
+        raise ValueError(
+            f"The combination of answers {wrong[0]} {fault}: give one result for each of the {len(every)}."
+        )
     fields, rules = [], [f".{name} .result{{display:none}}", f".{name} label:focus-within{{{_FOCUS}}}"]
     for q, (question, answers) in enumerate(questions):
         options = "".join(

@@ -22,7 +22,9 @@ def _library(name: str):
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}. BLEU and ROUGE need: python -m pip install sacrebleu rouge-score") from error
+        raise ModuleNotFoundError(
+            f"{error}. BLEU and ROUGE need: python -m pip install sacrebleu rouge-score"
+        ) from error
 
 
 def _checked(texts: Sequence[str], what: str) -> list[str]:

@@ -5,6 +5,7 @@ Taught in notebooks/06_creative_text.ipynb, sections 9 to 11.
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -148,9 +149,7 @@ def best_of_n(reward: np.ndarray, value: np.ndarray, sizes: Sequence[int]) -> np
     """
     reward, value = np.asarray(reward, float), np.asarray(value, float)
     if reward.shape != value.shape or reward.ndim != 2:
-        raise ValueError(
-            f"reward and value are arrays of one shape (briefs, N), not {reward.shape} and {value.shape}."
-        )
+        raise ValueError(f"reward and value are arrays of one shape (briefs, N), not {reward.shape} and {value.shape}.")
     n_pool = reward.shape[1]
     if not all(1 <= n <= n_pool for n in sizes):
         raise ValueError(f"n must lie between 1 and {n_pool}, the size of the pools, not {list(sizes)}.")
@@ -203,7 +202,11 @@ def log_probability(
 
 
 def dpo_loss(
-    chosen: torch.Tensor, rejected: torch.Tensor, reference_chosen: torch.Tensor, reference_rejected: torch.Tensor, beta: float
+    chosen: torch.Tensor,
+    rejected: torch.Tensor,
+    reference_chosen: torch.Tensor,
+    reference_rejected: torch.Tensor,
+    beta: float,
 ) -> torch.Tensor:
     r"""DPO's loss of each pair from log probabilities (n,) under the model and under the fixed reference.
 
@@ -275,7 +278,7 @@ def prefer(
         for row in loop:
             if watch is not None and (row["step"] % every == 0 or row["step"] == steps):
                 row |= watch(_merged(tuned))
-                states[row["step"]] = copy.deepcopy(peft.get_peft_model_state_dict(tuned))
+                states[row["step"]] = copy.deepcopy(peft.get_peft_model_state_dict(tuned, save_embedding_layers=False))
             history.append(row)
             bar.update(row["step"] > 0)
     frame = pd.DataFrame(history)
@@ -324,7 +327,8 @@ def _adapted(model: PreTrainedModel, rank: int, top_layers: float, seed: int) ->
         layers_to_transform=list(range(layers - max(1, round(top_layers * layers)), layers)),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers under an old name
         torch.manual_seed(seed)
         return peft.get_peft_model(copy.deepcopy(model), config)
 

@@ -20,7 +20,9 @@ class Estimate(NamedTuple):
     high: float
 
 
-def rating_sheet(briefs: Sequence[str], ads: Mapping[str, Sequence[str]], seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def rating_sheet(
+    briefs: Sequence[str], ads: Mapping[str, Sequence[str]], seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A blind sheet to compare two writers, and the key that stays with whoever evaluates it.
 
     The order of the items and which writer stands on the left are random; two equal ads are left out, since nobody can prefer one.
@@ -76,7 +78,9 @@ def read_answers(path: str | Path, key: pd.DataFrame) -> pd.Series:
     sheet = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
     name, key = Path(path).name, key.set_index("item")
     if missing := {"item", "better"} - set(sheet):
-        raise ValueError(f"{name} has no column {', '.join(sorted(missing))}: export the sheet again and fill in better.")
+        raise ValueError(
+            f"{name} has no column {', '.join(sorted(missing))}: export the sheet again and fill in better."
+        )
     if strange := sorted(set(sheet.item) - set(key.index)):
         raise ValueError(f"{name}: item {strange[0]!r} is not in the key; this sheet belongs to another key.")
     if sheet.item.duplicated().any():
@@ -85,7 +89,9 @@ def read_answers(path: str | Path, key: pd.DataFrame) -> pd.Series:
     if bad := [i for i, a in answer.items() if a not in (*ANSWERS, "")]:
         raise ValueError(f"{name}: item {bad[0]} is answered {answer[bad[0]]!r}; write left, right or tie.")
     answer = answer[answer != ""]
-    return pd.Series({i: "tie" if a == "tie" else key.loc[i, a] for i, a in answer.items()}, name="winner", dtype="object")
+    return pd.Series(
+        {i: "tie" if a == "tie" else key.loc[i, a] for i, a in answer.items()}, name="winner", dtype="object"
+    )
 
 
 def win_rate(winners: Sequence[str], writer: str) -> Estimate:
@@ -121,7 +127,9 @@ def agreement(one: pd.Series, other: pd.Series, *, draws: int = 2000, seed: int 
     if len(both) < 2:
         raise ValueError(f"Both people answered {len(both)} of the same items; kappa needs at least two.")
     if len(np.unique(both)) < 2:
-        raise ValueError(f"Both people answered {both[0, 0]!r} throughout: kappa is not defined, report the agreement itself.")
+        raise ValueError(
+            f"Both people answered {both[0, 0]!r} throughout: kappa is not defined, report the agreement itself."
+        )
     rng, values = np.random.default_rng(seed), []
     for _ in range(draws):
         a, b = both[rng.integers(0, len(both), len(both))].T
