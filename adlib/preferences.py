@@ -249,7 +249,7 @@ def prefer(
     model : the writer, without an adapter; it stays as it is. prompts, chosen, rejected : n texts each.
     beta : how fast the reward for leaving the reference fades. anchor : α, 0 for plain DPO. steps, batch_size : of AdamW, in pairs;
     learning_rate : the highest, after a warm-up and before a linear decay. rank, top_layers : of the new low-rank adapter.
-    watch : measures the writer as it is (a merged copy), at the start and each `every` steps, on data that are not trained on.
+    watch : measures a writer on data that are not trained on: `model` at the start, then a merged copy each `every` steps.
     keep : the measure of `watch` whose highest value decides which state is returned (early stopping); else the last.
 
     Returns
@@ -277,7 +277,7 @@ def prefer(
         loop = _loop(tuned, good, bad, reference, beta, anchor, steps, batch_size, learning_rate, tokenizer, seed)
         for row in loop:
             if watch is not None and (row["step"] % every == 0 or row["step"] == steps):
-                row |= watch(_merged(tuned))
+                row |= watch(_merged(tuned) if row["step"] else model)
                 states[row["step"]] = copy.deepcopy(peft.get_peft_model_state_dict(tuned, save_embedding_layers=False))
             history.append(row)
             bar.update(row["step"] > 0)
