@@ -397,7 +397,7 @@ def test_the_last_sentence_is_the_headline(truthful):
 
 def _by_hand(name):
     """The functions that the notebook writes out in its cells tagged ``by-hand``."""
-    space = {"re": re, "copywriting": copywriting}
+    space = {"re": re, "np": np, "copywriting": copywriting}
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
         if "by-hand" in cell["metadata"].get("tags", []):
             exec("".join(cell["source"]), space)

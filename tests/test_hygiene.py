@@ -114,7 +114,7 @@ FLOORS = {  # the modules in one text are one room: they may know each other
         "ctr encoding features networks parallel streaming click_files click_metrics explanations sequences funnel",
         "recommendation ranking sequential planning",
         "language likelihood tuning footprint pretrained checkpoints reading extraction compression sampling",
-        "copywriting",
+        "copywriting preferences likeness rating interactive intake headlines",
         "imagery",
         "serving",
         "assistant",
@@ -128,6 +128,7 @@ PLACE = {name: (floor, room) for floor, rooms in FLOORS.items() for room in room
 DOORS = {  # between rooms of one floor: a lesson starts with the style and names the device; ads are written by the language model
     "lesson": {"plots", "compute"},
     "copywriting": {"language"},
+    "preferences": {"language", "pretrained"},
     "assistant": {"language"},
 }
 
