@@ -40,6 +40,10 @@ SCALARS = dict(
 STRING, ARRAY = 8, 9
 
 
+class OtherTraining(ValueError):
+    """A checkpoint belongs to a training with other texts or settings."""
+
+
 class DamagedFile(ValueError):
     """A model file is cut short, altered, or not what it should be."""
 

@@ -85,7 +85,7 @@ def copywriter(
     options = {"checkpoint": half, "seed": seed, "steps": steps} | options
     try:
         tuned, history = fine_tune(model, tokenizer, prompts, list(pairs["copy"]), **options)
-    except checkpoints.DamagedFile:
+    except (checkpoints.DamagedFile, checkpoints.OtherTraining):  # cut off, or left by another version
         shutil.rmtree(half)
         tuned, history = fine_tune(model, tokenizer, prompts, list(pairs["copy"]), **options)
     shutil.rmtree(half, ignore_errors=True)

@@ -3,7 +3,6 @@
 BLEU comes from sacrebleu and ROUGE from rouge-score, which are needed only here.
 """
 
-import importlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -20,11 +19,15 @@ def available() -> bool:
 
 def _library(name: str):
     try:
-        return importlib.import_module(name)
+        if name == "sacrebleu":
+            import sacrebleu as library
+        else:
+            from rouge_score import rouge_scorer as library
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error}. BLEU and ROUGE need: python -m pip install sacrebleu rouge-score"
         ) from error
+    return library
 
 
 def _checked(texts: Sequence[str], what: str) -> list[str]:
@@ -79,7 +82,7 @@ def against_reference(texts: Sequence[str], references: Sequence[str]) -> pd.Dat
         raise ValueError(f"{len(texts)} texts do not match {len(references)} references.")
     bleu = _library("sacrebleu").BLEU(smooth_method="add-k", smooth_value=1, effective_order=True, lowercase=True)
     kinds = ["rouge1", "rouge2", "rougeL"]
-    rouge = _library("rouge_score.rouge_scorer").RougeScorer(kinds, use_stemmer=True)
+    rouge = _library("rouge_score").RougeScorer(kinds, use_stemmer=True)
     rows = []
     for text, reference in zip(texts, references, strict=True):
         found = rouge.score(reference, text)

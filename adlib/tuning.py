@@ -237,7 +237,7 @@ class Training:
             ) from error
         facts = json.loads((found[-1] / "state.json").read_text())
         if facts["key"] != self.key:
-            raise ValueError(
+            raise checkpoints.OtherTraining(
                 f"{folder.name} belongs to a training with other texts or settings: choose another folder."
             )
         tensors = load_file(found[-1] / "state.safetensors", device=str(self.model.device))

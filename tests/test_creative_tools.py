@@ -1,6 +1,7 @@
 """Around the writer of lesson 06: likeness of texts, the rating sheet, interactive ads, and the intake that keeps orders out."""
 
 import re
+import sys
 from html.parser import HTMLParser
 from itertools import product
 
@@ -63,13 +64,11 @@ def test_likeness_says_what_is_wrong():
         likeness.against_reference([], [])
 
 
-def test_a_missing_library_is_named(monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(f"No module named '{name}'")
-
-    monkeypatch.setattr(likeness.importlib, "import_module", missing)
+@pytest.mark.parametrize("name, measure", [("sacrebleu", likeness.self_bleu), ("rouge_score", None)])
+def test_a_missing_library_is_named(monkeypatch, name, measure):
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match="pip install sacrebleu rouge-score"):
-        likeness.self_bleu(["a b", "c d"])
+        likeness.self_bleu(["a b", "c d"]) if measure else likeness.against_reference(["a b"], ["a c"])
 
 
 # -- the rating sheet ----------------------------------------------------------------------------------------------------------

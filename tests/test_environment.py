@@ -19,6 +19,8 @@ MODULES = {
     "jupyter-client": "jupyter_client",
     "ipython": "IPython",
     "lightfm-next": "lightfm",
+    "huggingface-hub": "huggingface_hub",
+    "rouge-score": "rouge_score",
 }
 HEAD = """# conda route: Python from conda-forge, everything else by pip with the versions that CI tested (constraints.txt).
 # Use: conda env create -f environment.yml && conda activate adlib
