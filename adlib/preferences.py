@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from adlib import compute
-from adlib.language import LORA_TARGETS, token_pairs
+from adlib.language import token_pairs
 from adlib.pretrained import arithmetic, length_batches, padded
+from adlib.tuning import LORA_TARGETS
 
 # -- clicks become pairs -------------------------------------------------------------------------------------------------------
 

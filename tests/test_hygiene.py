@@ -128,7 +128,7 @@ PLACE = {name: (floor, room) for floor, rooms in FLOORS.items() for room in room
 DOORS = {  # between rooms of one floor: a lesson starts with the style and names the device; ads are written by the language model
     "lesson": {"plots", "compute"},
     "copywriting": {"language"},
-    "preferences": {"language", "pretrained"},
+    "preferences": {"language", "pretrained", "tuning"},
     "assistant": {"language"},
 }
 
