@@ -32,7 +32,7 @@ from adlib.click_metrics import (
 )  # fmt: skip
 from adlib.encoding import UNSEEN, Encoder
 from adlib.features import impression_features, leaking_columns, time_split
-from adlib.networks import ARCHITECTURES, Network, RowAdagrad, RowAdam, bias_shift
+from adlib.networks import ARCHITECTURES, Network, RowAdagrad, RowAdam, RowSums, bias_shift
 
 __all__ = [
     "CTRModel", "Encoder", "Interval", "expected_calibration_error", "gap_to_oracle", "impression_features", "leaking_columns",
@@ -136,7 +136,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         y = clicks(y, len(X), both=not hasattr(self, "table_"))
         if not hasattr(self, "table_"):
             self._start(self._encoder().fit(X), float(y.mean(dtype=float)))
-        with compute.own_randomness(self.seed + self.steps_):
+        with compute.own_randomness(self.seed + self.steps_), compute.fast_cpu(exact=True):
             self._epoch([self._encode(X, y)], lambda step: 1.0)
         return self
 
@@ -163,6 +163,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
             table = self.init_scale * torch.randn(slots, dim)
         self.network_, self.table_ = network.to(self.device), table.to(self.device)
         self.weights_ = torch.zeros(slots, device=self.device)
+        self._sums = RowSums(self.table_, self.weights_)
         kind = RowAdagrad if self.optimizer == "adagrad" else RowAdam
         self._tables = kind(self.table_, self.initial_accumulator), kind(self.weights_, self.initial_accumulator)
         numeric = [
@@ -181,6 +182,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         decay = lambda step: min(max(1 - step / total, 0.0), (step + 1) / (0.1 * total))  # noqa: E731
         with (
             compute.own_randomness(self.seed),
+            compute.fast_cpu(exact=True),
             tqdm(total=total, desc="click model", unit="step", delay=2, mininterval=0.5, leave=False) as bar,
         ):
             for epoch in range(self.epochs):
@@ -197,7 +199,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
             self.network_.load_state_dict(best[2])
         pieces = np.array_split(self._saved, min(10 * self.epochs, len(self._saved)))
         self.saved_curve_ = [float(piece.mean()) for piece in pieces]
-        some = slice(None, None, max(1, len(last[2]) // 2**17))
+        some = slice(None, None, max(1, len(last[2]) // 2**16))
         return self._settle_bias(self._logits(last[0][some], last[1][some]), self.base_rate_)
 
     def _epoch(self, parts: Iterable[Rows], factor: Callable[[int], float], bar: tqdm | None = None) -> Rows:
@@ -218,30 +220,41 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         if self.feature_dropout:
             first = torch.from_numpy(self.encoder_.offsets_[:-1] + UNSEEN).to(slots)
             slots = torch.where(torch.rand(slots.shape, device=slots.device) < self.feature_dropout, first, slots)
-        used, V, w = self._look_up(slots)
-        V.requires_grad_()
-        w.requires_grad_()
-        loss = nn.functional.binary_cross_entropy_with_logits(self.network_(V, w, x, self._dtype()), y, reduction="sum")
+        start, own, used, V = self._look_up(slots, x)
+        start.requires_grad_()
+        own.requires_grad_()
+        loss = nn.functional.binary_cross_entropy_with_logits(self.network_(start, own, x), y, reduction="sum")
         self.network_.zero_grad()
         loss.backward()
-        gradients = [torch.zeros_like(V) if V.grad is None else V.grad, w.grad]
+        width = slots.shape[1] * self.table_.shape[1]
+        gradients = (
+            start.grad[:, :width].float().reshape(len(used), -1) if width else V.flatten(0, 1),
+            own.grad[:, None].expand(slots.shape).flatten(),
+        )
+        used, *gradients = parallel.exchange(self.network_, used, *gradients)
+        rows, *sums = self._sums(used, *gradients)
+        if self.network_.paired:  # the squares in `own`
+            sums[0].addcmul_(self.table_[rows], sums[1][:, None], value=-1)
         if self.l2:
-            gradients = [g.add_(v.detach(), alpha=self.l2) for g, v in zip(gradients, (V, w), strict=True)]
-        used, *gradients = parallel.exchange(self.network_, used, *(g.flatten(0, 1) for g in gradients))
-        rows = torch.unique(used)
-        for table, gradient in zip(self._tables, gradients, strict=True):
-            if gradient.numel():
-                table.step(used, rows, gradient, self.learning_rate * factor)
+            often = self.l2 * torch.bincount(used, minlength=len(self.table_))[rows]
+            sums[0].addcmul_(self.table_[rows], often[:, None])
+            sums[1].addcmul_(self.weights_[rows], often)
+        for table, total in zip(self._tables, sums, strict=True):
+            if total.numel():
+                table.step(rows, total, self.learning_rate * factor)
         for optimizer in self._dense:
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
             optimizer.step()
         return log_losses(y.cpu(), self.base_rate_).mean() - loss.item() / len(y)  # of rows not yet learnt from
 
-    def _look_up(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Slots in one line (n · f,), their rows V (n, f, dim) and their weights w (n, f)."""
+    def _look_up(self, slots: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """For rows of slots (n, f) and numbers (n, m): what the network reads, start and own; the slots in one line; V."""
         used = slots.flatten().long()
-        V = nn.functional.embedding(used, self.table_).view(*slots.shape, self.table_.shape[1])
-        return used, V, self.weights_[used].view(slots.shape)
+        V, w = (
+            self.table_.index_select(0, used).view(*slots.shape, self.table_.shape[1]),
+            self.weights_[used].view(slots.shape),
+        )
+        return self.network_.start(V, x, self._dtype()), self.network_.own(V, w), used, V
 
     def _dtype(self) -> torch.dtype:
         if self.bf16 == "auto":
@@ -258,9 +271,10 @@ class CTRModel(ClassifierMixin, BaseEstimator):
     @torch.no_grad()
     def _logits(self, slots: torch.Tensor, x: torch.Tensor, rows: int = 4096) -> torch.Tensor:
         out = [torch.empty(0)]
-        for s, numbers in zip(slots.split(rows), x.split(rows), strict=True):
-            _, V, w = self._look_up(s.to(self.device))
-            out.append(self.network_(V, w, numbers.to(self.device), self._dtype()).cpu())
+        with compute.fast_cpu(exact=True):
+            for s, numbers in zip(slots.split(rows), x.to(self.device).split(rows), strict=True):
+                start, own, *_ = self._look_up(s.to(self.device), numbers)
+                out.append(self.network_(start, own, numbers).cpu())
         return torch.cat(out)
 
     def decision_function(self, X: pd.DataFrame) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import nn
 from adlib import compute
 from adlib.ctr import clicks
 from adlib.encoding import Encoder
-from adlib.networks import RowAdagrad, bias_shift
+from adlib.networks import RowAdagrad, RowSums, bias_shift
 
 __all__ = ["KINDS", "Histories", "Rows", "SequenceModel", "histories"]
 
@@ -309,21 +309,21 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
         return [torch.from_numpy(a) for a in (*self.encoder_.transform(X.flat), X.past.codes, X.past.hours, X.past.ad)]
 
     def _train(self, parts: list[torch.Tensor], y: torch.Tensor) -> None:
-        table = RowAdagrad(self.table_, self.initial_accumulator)
-        dense = torch.optim.Adam(self.network_.parameters(), lr=self.dense_learning_rate)
+        table, sums = RowAdagrad(self.table_, self.initial_accumulator), RowSums(self.table_)
+        dense = torch.optim.Adam(self.network_.parameters(), lr=self.dense_learning_rate, fused=True)
         batches = torch.cat([torch.randperm(len(y)) for _ in range(self.epochs)]).split(self.batch_size)
         for step, batch in enumerate(batches):
             decay = min(1 - step / len(batches), (step + 1) / (0.1 * len(batches)))
             dense.param_groups[0]["lr"] = self.dense_learning_rate * decay
             slots, numbers, *past = (t[batch].to(self.device) for t in parts)
-            rows = self.table_[slots.flatten()].requires_grad_()
+            used = slots.flatten().long()
+            rows = self.table_.index_select(0, used).requires_grad_()
             logit = self.network_(rows, numbers, past)
             loss = nn.functional.binary_cross_entropy_with_logits(logit, y[batch].to(self.device), reduction="sum")
             dense.zero_grad()
             loss.backward()
             dense.step()
-            used = slots.flatten().long()
-            table.step(used, used.unique(), rows.grad, self.learning_rate * decay)
+            table.step(*sums(used, rows.grad), self.learning_rate * decay)
 
     @torch.no_grad()
     def _logits(self, parts: list[torch.Tensor]) -> torch.Tensor:
@@ -331,7 +331,7 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
         with compute.fast_cpu():
             for part in zip(*(t.split(8192) for t in parts), strict=True):
                 slots, numbers, *past = (t.to(self.device) for t in part)
-                logits.append(self.network_(self.table_[slots.flatten()], numbers, past).cpu())
+                logits.append(self.network_(self.table_.index_select(0, slots.flatten()), numbers, past).cpu())
         return torch.cat(logits).double()
 
     def decision_function(self, X: Rows) -> np.ndarray:
