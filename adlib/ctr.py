@@ -221,6 +221,8 @@ class CTRModel(ClassifierMixin, BaseEstimator):
             first = torch.from_numpy(self.encoder_.offsets_[:-1] + UNSEEN).to(slots)
             slots = torch.where(torch.rand(slots.shape, device=slots.device) < self.feature_dropout, first, slots)
         start, own, used, V = self._look_up(slots, x)
+        rows = self._sums.rows(used)
+        together = parallel.Exchange(rows, len(used)) if parallel.size() > 1 else None
         start.requires_grad_()
         own.requires_grad_()
         loss = nn.functional.binary_cross_entropy_with_logits(self.network_(start, own, x), y, reduction="sum")
@@ -231,14 +233,17 @@ class CTRModel(ClassifierMixin, BaseEstimator):
             start.grad[:, :width].float().reshape(len(used), -1) if width else V.flatten(0, 1),
             own.grad[:, None].expand(slots.shape).flatten(),
         )
-        used, *gradients = parallel.exchange(self.network_, used, *gradients)
-        rows, *sums = self._sums(used, *gradients)
+        sums = self._sums(used, rows, *gradients)
         if self.network_.paired:  # the squares in `own`
             sums[0].addcmul_(self.table_[rows], sums[1][:, None], value=-1)
         if self.l2:
             often = self.l2 * torch.bincount(used, minlength=len(self.table_))[rows]
             sums[0].addcmul_(self.table_[rows], often[:, None])
             sums[1].addcmul_(self.weights_[rows], often)
+        if together:
+            used, *gradients = together(self.network_, *sums)
+            rows = self._sums.rows(used)
+            sums = self._sums(used, rows, *gradients)
         for table, total in zip(self._tables, sums, strict=True):
             if total.numel():
                 table.step(rows, total, self.learning_rate * factor)

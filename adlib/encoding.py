@@ -44,15 +44,17 @@ class Encoder(TransformerMixin, BaseEstimator):
 
     def fit_batches(self, batches: Iterable[pd.DataFrame]) -> "Encoder":
         """Learn from a table that comes in parts; memory grows with the number of different values, not of rows."""
-        counts, pool, rng, self.feature_names_in_ = {}, [], np.random.default_rng(0), None
+        counts, pool, rng, self.feature_names_in_, held = {}, [], np.random.default_rng(0), None, set()
         for part in batches:
             if self.feature_names_in_ is None:
                 self._set_columns(part)
             self._check_columns(part)
+            held |= {name for name in part.columns.difference(held) if part[name].notna().any()}
             for name in self.categorical_ if not self.buckets else ():
                 seen = _texts(part[name]).value_counts(sort=False)
                 seen = seen[seen > 0].set_axis(seen.index[seen > 0].astype(object))
                 counts[name] = counts[name].add(seen, fill_value=0) if name in counts else seen
+            part = part[[*self.numeric_, *self.vectors_, *self.text_]]  # of the others all values are counted
             pool.append(
                 part if len(part) <= SAMPLE else part.iloc[np.sort(rng.choice(len(part), SAMPLE, replace=False))]
             )
@@ -60,6 +62,8 @@ class Encoder(TransformerMixin, BaseEstimator):
                 pool = [pd.concat(pool).sample(SAMPLE, random_state=0)]
         if self.feature_names_in_ is None:
             raise ValueError("There is no row to learn the columns from.")
+        for name in (name for name in self.feature_names_in_ if name not in held):
+            warnings.warn(f"Column '{name}' holds no value at all: the model learns nothing from it.", stacklevel=4)
         self._learn(counts, pd.concat(pool) if len(pool) > 1 else pool[0])
         return self
 
@@ -75,8 +79,6 @@ class Encoder(TransformerMixin, BaseEstimator):
         self.categorical_ = [name for name in rest if name not in self.numeric_]
 
     def _learn(self, counts: dict[str, pd.Series], sample: pd.DataFrame) -> None:
-        for name in sample.columns[sample.isna().all()]:
-            warnings.warn(f"Column '{name}' holds no value at all: the model learns nothing from it.", stacklevel=5)
         self.values_ = {
             n: pd.Index(c.index[c >= self.min_count], dtype=object).sort_values() for n, c in counts.items()
         }

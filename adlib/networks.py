@@ -27,18 +27,22 @@ class RowSums:
         self.buffers = [torch.zeros_like(table) for table in tables]
         self.touched = torch.zeros(len(tables[0]), dtype=torch.bool, device=tables[0].device)
 
-    @torch.no_grad()
-    def __call__(self, used: torch.Tensor, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Slots (k,) int64 that may repeat, and a gradient (k, …) for each table: the different rows (u,), then sums (u, …)."""
+    def rows(self, used: torch.Tensor) -> torch.Tensor:
+        """Return the different ones (u,) among slots (k,) int64, in order; a mark and a scan take a tenth of the time of a sort."""
         self.touched[used] = True
-        rows = self.touched.nonzero().squeeze(1)  # a mark and a scan take a tenth of the time of a sort
+        rows = self.touched.nonzero().squeeze(1)
         self.touched[rows] = False
+        return rows
+
+    @torch.no_grad()
+    def __call__(self, used: torch.Tensor, rows: torch.Tensor, *gradients: torch.Tensor) -> list[torch.Tensor]:
+        """Sums (u, …) for the different rows, one for each table, of gradients (k, …) for slots (k,) that may repeat."""
         sums = []
         for buffer, gradient in zip(self.buffers, gradients, strict=True):
             buffer.index_put_((used,), gradient, accumulate=True)
             sums.append(buffer.index_select(0, rows))
             buffer.index_fill_(0, rows, 0.0)
-        return rows, *sums
+        return sums
 
 
 class RowAdagrad:

@@ -323,7 +323,8 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
             dense.zero_grad()
             loss.backward()
             dense.step()
-            table.step(*sums(used, rows.grad), self.learning_rate * decay)
+            touched = sums.rows(used)
+            table.step(touched, *sums(used, touched, rows.grad), self.learning_rate * decay)
 
     @torch.no_grad()
     def _logits(self, parts: list[torch.Tensor]) -> torch.Tensor:

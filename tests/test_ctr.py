@@ -147,7 +147,8 @@ def test_row_adagrad_is_adagrad_on_summed_gradients():
         total, G = torch.zeros(shape).index_add(0, slots, gradient), torch.full((6,), 2.0)
         expected = before.clone()
         for _ in range(2):
-            adagrad.step(*sums(slots, gradient), rate=0.5)
+            rows = sums.rows(slots)
+            adagrad.step(rows, *sums(slots, rows, gradient), rate=0.5)
             G += total.reshape(6, -1).square().mean(1)
             expected -= 0.5 * (total.reshape(6, -1) / G.sqrt()[:, None]).reshape(shape)
         assert torch.allclose(table, expected, atol=1e-6)

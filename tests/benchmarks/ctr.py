@@ -1,4 +1,4 @@
-"""Click models against the libraries in use: ``python tests/benchmarks/ctr.py [speed] [quality] [growth] [processes]``.
+"""Click models against the libraries in use: ``python tests/benchmarks/ctr.py [speed] [quality] [literature] [growth] [processes]``.
 
 Prints one JSON object a line. The log is simulated (click_log.py), so the oracle is known. Speed: the same DeepFM (16 dims, 256-128, batches
 of 4,096) on one core, the sides in turn, best of three. Needs ``pip install -c constraints.txt -r tests/benchmarks/requirements.txt``.
@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 import click_log
+import click_networks
 import numpy as np
 import pandas as pd
 import torch
@@ -26,7 +27,7 @@ from adlib import ctr, plots, streaming
 FOLDER = Path(__file__).parent
 SIZES = [int(size) for size in click_log.SIZES]
 SAME = {"dim": 16, "hidden": (256, 128), "batch_size": 4096}  # what every side trains
-TUNED = {"dim": 16, "hidden": (256, 128), "bins": 16, "dense_learning_rate": 0.01}  # chosen on the validation part
+TUNED = {"dim": 16, "hidden": (256, 128), "bins": 32, "dense_learning_rate": 0.005}  # chosen on the validation part
 PREDICT = (1024, 4096, 16_384)  # each side may predict in batches of its best size
 
 
@@ -181,6 +182,32 @@ def quality(rows: int = 1_000_000) -> None:
         say(f"ctr.ahead_of.{other}", ahead, "of the gap, after one epoch", "> 0", ahead > 0)
 
 
+def literature(rows: int = 1_000_000) -> None:
+    """What other architectures and tricks change: gap on the validation part after one epoch, and the time they take."""
+    torch.set_num_threads(1)
+    log = click_log.ClickLog(0)
+    part, chosen = log.part(rows, 1), log.part(200_000, 2)
+    base, truth = (ctr.log_losses(chosen.truth, p).mean() for p in (part.y.mean(), chosen.truth))
+    first = None
+    for name, (kind, options, columns) in click_networks.OPTIONS.items():
+        X, V = (columns(f) if columns else f for f in (part.frame(), chosen.frame()))
+        model, begin = kind(**TUNED | {"learning_rate": 0.05} | options), time.process_time()
+        p = model.fit(X, part.y).predict_proba(V)[:, 1]
+        took = time.process_time() - begin
+        gap = ctr.gap_to_oracle(ctr.log_losses(chosen.truth, p).mean(), base, truth)
+        first = first or (gap, took)
+        facts = {"auc": round(roc_auc_score(chosen.y, p), 4), "gap_against_deepfm": round(gap - first[0], 4)}
+        say(
+            f"ctr.option.{name}",
+            gap,
+            "of base rate to oracle",
+            "none",
+            True,
+            **facts,
+            times_deepfm=round(took / first[1], 2),
+        )
+
+
 def lightgbm(X: pd.DataFrame, y, V: pd.DataFrame, chosen, T: pd.DataFrame):
     """Boosted trees: early stopping and the better of two sizes on the validation part; rare ids as target means as well."""
     import lightgbm as lgb
@@ -292,7 +319,7 @@ def processes(rows: int = 1_000_000) -> None:
         path, held = Path(folder) / "log.parquet", click_log.ClickLog(0).part(50_000, 3).frame()
         held = held.astype({name: str for name in held if name.startswith("c")})
         write_log(path, rows)
-        options = [str(path), "-p", "dim=16", "-p", "hidden=(256,128)", "-p", "batch_size=4096", "-p", "bf16=False"]
+        options = [str(path), "-p", "dim=16", "-p", "hidden=(256,128)", "-p", "batch_size=4096", "-p", "bf16=False", "-p", "epochs=2"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         wall = {1: [], 2: []}
         for _ in range(3):
@@ -324,5 +351,6 @@ def processes(rows: int = 1_000_000) -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")  # of the other libraries
-    for name in sys.argv[1:] or ("speed", "quality", "growth", "processes"):
-        {"speed": speed, "quality": quality, "growth": growth, "processes": processes}[name]()
+    parts = {part.__name__: part for part in (speed, quality, literature, growth, processes)}
+    for name in sys.argv[1:] or parts:
+        parts[name]()
