@@ -69,8 +69,13 @@ def fit_parquet(model: CTRModel, path, target: str = "click", columns: Sequence[
 def parts(log: ds.Dataset, columns: list[str], target: str, rows: int) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
     """Read a log as tables of ``rows`` rows (the last one is shorter) with their clicks; text comes as categories."""
     ready, size = [], 0
+    lean = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)  # else a whole file piles up in memory
     batches = log.to_batches(
-        columns=[*columns, target], batch_size=min(rows, 65_536), batch_readahead=1, fragment_readahead=1
+        columns=[*columns, target],
+        batch_size=min(rows, 65_536),
+        batch_readahead=1,
+        fragment_readahead=1,
+        fragment_scan_options=lean,
     )
     for batch in batches:
         while batch.num_rows:
