@@ -326,7 +326,8 @@ def shrink(estimates: Sequence[float], errors: Sequence[float]) -> Shrunk:
         raise ValueError("shrinking needs at least three estimates, each with its standard error")
     if not (np.isfinite(value).all() and np.isfinite(error).all() and (error > 0).all()):
         raise ValueError("estimates must be numbers and standard errors numbers above 0")
-    tau2 = max(float(combine_effects(value, error**2, method_re="iterated").tau2), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # estimates that are all equal
+        tau2 = max(float(combine_effects(value, error**2, method_re="iterated").tau2), 0.0)
     weight = 1 / (tau2 + error**2)
     mean, pull = float(weight @ value / weight.sum()), tau2 * weight
     spread = np.sqrt(pull * error**2 + (1 - pull) ** 2 / weight.sum())

@@ -99,7 +99,7 @@ def _curve(y: np.ndarray, t: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray
     people, n_t, y_t, y_c = np.c_[np.zeros(4), sums]
     n_c = people - n_t
     gain = y_t - y_c * np.divide(n_t, n_c, out=np.zeros_like(n_t), where=n_c > 0)
-    return people / people[-1], gain / n_t[-1]
+    return people / people[-1], gain / max(n_t[-1], 1)
 
 
 def _area(share: np.ndarray, gain: np.ndarray) -> float:

@@ -118,13 +118,16 @@ def test_unbiased_ones_are_and_the_model_alone_is_not(world):
     assert errors["dm"].mean() > 10 * errors["dm"].std()  # its favourites are those that it overrates
 
 
-def test_the_chosen_parameter_cuts_the_error_of_dr(world):
-    rng = np.random.default_rng(4)
-    logs = [draw(world, 3000, rng) for _ in range(120)]
+def test_the_chosen_parameter_pays_with_a_good_model_and_costs_little_with_a_bad_one(world):
     error = {}
-    for name in ("dr", "switch", "shrinkage"):
-        error[name] = np.mean([(estimate_policy_value(log, name) / world["truth"] - 1) ** 2 for log in logs])
-    assert max(error["switch"], error["shrinkage"]) < error["dr"]
+    for model, q in (("good", world["p"] * 1.05), ("bad", world["q"])):
+        rng = np.random.default_rng(4)
+        logs = [draw(world | {"q": q}, 3000, rng) for _ in range(120)]
+        for name in ("dr", "switch", "shrinkage"):
+            found = [estimate_policy_value(log, name) / world["truth"] - 1 for log in logs]
+            error[model, name] = np.sqrt(np.mean(np.square(found)))
+    assert max(error["good", "switch"], error["good", "shrinkage"]) < 0.8 * error["good", "dr"]
+    assert max(error["bad", "switch"], error["bad", "shrinkage"]) < 1.05 * error["bad", "dr"]
     assert choose_parameter(logs[0], "switch") >= 1
 
 
