@@ -72,13 +72,7 @@ def cuped_lift(
     before : str or list
         Columns of numbers from before the test. What the test could change must not be among them.
 
-    Raises
-    ------
-    ValueError
-        As `evaluation.user_level_lift`; more rows than users; a column of `before` that never varies.
-
-    References
-    ----------
+    Raises ValueError: As `evaluation.user_level_lift`; more rows than users; a column of `before` that never varies.
     Deng, Xu, Kohavi, Walker (2013), WSDM. Taught in notebooks/11_evaluation.ipynb, section 5.
     """
     before = [before] if isinstance(before, str) else list(before)
@@ -118,9 +112,7 @@ def rerandomise(by_user: np.ndarray, runs: int = 10_000, seed: int = 0) -> pd.Da
     -------
     DataFrame (runs, 3), columns impression, user, cuped: two-sided p-values of the log ratio.
 
-    Raises
-    ------
-    ValueError : not three columns, or so few users with a reward that an arm may stay without. Taught in
+    Raises ValueError: not three columns, or so few users with a reward that an arm may stay without. Taught in
         notebooks/11_evaluation.ipynb, section 4.
     """
     by_user = np.asarray(by_user, float)
@@ -155,12 +147,7 @@ def spending_bounds(fractions: Sequence[float], alpha: float = 0.05, kind: str =
     -------
     (k,) bounds; the interval at look j is estimate ± bounds[j] · standard error.
 
-    Raises
-    ------
-    ValueError : information that does not grow, an unknown kind, alpha outside (0, 1).
-
-    References
-    ----------
+    Raises ValueError: information that does not grow, an unknown kind, alpha outside (0, 1).
     Lan and DeMets (1983), Biometrika 70; Armitage, McPherson, Rowe (1969). Taught in notebooks/11_evaluation.ipynb, section 7.
     """
     _check_range("alpha", alpha)
@@ -204,12 +191,7 @@ def confidence_sequence(
     -------
     low, high, p_value : (..., k)
 
-    Raises
-    ------
-    ValueError : a variance that is not above 0 or that grows with time, tau not above 0.
-
-    References
-    ----------
+    Raises ValueError: a variance that is not above 0 or that grows with time, tau not above 0.
     Robbins (1970); Johari, Koomen, Pekelis, Walsh (2022), Operations Research 70. Taught in notebooks/11_evaluation.ipynb, section 7.
     """
     _check_range("alpha", alpha)
@@ -232,9 +214,7 @@ def look_at(frame: pd.DataFrame, metric: str, looks: int, **options) -> pd.DataF
     frame, metric, options : as in `evaluation.user_level_lift`, and a column timestamp in order of time.
     looks : number of looks.
 
-    Raises
-    ------
-    ValueError : timestamps that go backwards, fewer rows than looks. Taught in notebooks/11_evaluation.ipynb, section 7.
+    Raises ValueError: timestamps that go backwards, fewer rows than looks. Taught in notebooks/11_evaluation.ipynb, section 7.
     """
     time = pd.Series(frame["timestamp"])
     if not time.is_monotonic_increasing:
@@ -267,12 +247,7 @@ def beta_binomial(
     -------
     Posterior; losses in clicks per impression, low and high of the relative lift.
 
-    Raises
-    ------
-    ValueError : zero impressions, impossible clicks, a prior not above 0.
-
-    References
-    ----------
+    Raises ValueError: zero impressions, impossible clicks, a prior not above 0.
     Stucchio (2015), Bayesian A/B testing at VWO. Taught in notebooks/11_evaluation.ipynb, section 8.
     """
     _check_range("alpha", alpha)
@@ -313,12 +288,7 @@ def shrink(estimates: Sequence[float], errors: Sequence[float]) -> Shrunk:
     -------
     Shrunk; τ comes from the spread of the estimates beyond their errors (Paule and Mandel).
 
-    Raises
-    ------
-    ValueError : fewer than three estimates, lengths that differ, an error not above 0.
-
-    References
-    ----------
+    Raises ValueError: fewer than three estimates, lengths that differ, an error not above 0.
     Efron and Morris (1975), JASA 70. Taught in notebooks/11_evaluation.ipynb, section 9.
     """
     value, error = np.asarray(estimates, float), np.asarray(errors, float)

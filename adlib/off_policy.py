@@ -26,9 +26,7 @@ class Log:
         A reward model's prediction q for what was chosen, and the mean of its predictions under the policy to be judged,
         Σ_a π(a|x) q(x, a). The model must not have seen these rows.
 
-    Raises
-    ------
-    ValueError : no rows, lengths that differ, something that is not a number or missing, a probability outside its range.
+    Raises ValueError: no rows, lengths that differ, something that is not a number or missing, a probability outside its range.
     """
 
     reward: np.ndarray
@@ -113,12 +111,7 @@ def estimate_policy_value(log: Log, estimator: str = "dr", parameter: float | No
     parameter : float, optional
         τ of switch (0 gives dm, infinity dr) or λ of shrinkage (likewise); `choose_parameter` picks it when left out.
 
-    Raises
-    ------
-    ValueError : an unknown estimator, a missing reward model, a negative parameter, weights that are all 0 (snips).
-
-    References
-    ----------
+    Raises ValueError: an unknown estimator, a missing reward model, a negative parameter, weights that are all 0 (snips).
     Horvitz and Thompson (1952); Swaminathan and Joachims (2015); Dudík et al. (2014), Statistical Science 29; Wang, Agarwal,
     Dudík (2017), ICML; Su et al. (2020), ICML. Taught in notebooks/11_evaluation.ipynb, section 10.
     """
@@ -185,13 +178,7 @@ def estimate_interval(
     -------
     PolicyValue; abstains below `minimum_size` and where no weighted row has a reward (zero clicks).
 
-    Raises
-    ------
-    ValueError
-        As `estimate_policy_value`; negative rewards or dm with gamma (dm's error is its model's, which the log's spread does not show).
-
-    References
-    ----------
+    Raises ValueError: As `estimate_policy_value`; negative rewards or dm with gamma (dm's error is its model's, which the log's spread does not show).
     Fay and Feuer (1997), Statistics in Medicine 16; Tiwari, Clegg, Zou (2006) for smaller :math:`w_+`. Taught in
     notebooks/11_evaluation.ipynb, section 11.
     """
@@ -226,9 +213,7 @@ def bootstrap_means(values: np.ndarray, draws: int = 10_000, seed: int = 0) -> n
     values : (n,) or (n, d), rows are drawn.
     draws, seed : number of resamples and seed.
 
-    Raises
-    ------
-    ValueError : no values. Efron (1979). Taught in notebooks/11_evaluation.ipynb, section 11.
+    Raises ValueError: no values. Efron (1979). Taught in notebooks/11_evaluation.ipynb, section 11.
     """
     values = np.asarray(values, float)
     n = len(values)

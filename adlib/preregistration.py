@@ -36,9 +36,7 @@ def register(path: str | Path, plan: dict, now: datetime | None = None) -> dict:
     -------
     The record: plan, registered (ISO 8601, UTC), sha256.
 
-    Raises
-    ------
-    ValueError : an incomplete plan; another plan is registered there. Taught in notebooks/11_evaluation.ipynb, section 1.
+    Raises ValueError: an incomplete plan; another plan is registered there. Taught in notebooks/11_evaluation.ipynb, section 1.
     """
     path, roles = Path(path), [m.get("role") for m in plan.get("metrics", [])]
     if "control" not in plan.get("shares", {}) or "alpha" not in plan or roles.count("primary") != 1:
@@ -67,9 +65,7 @@ def register(path: str | Path, plan: dict, now: datetime | None = None) -> dict:
 def read_plan(path: str | Path) -> dict:
     """Return a record that `register` wrote, if nothing in it was changed since.
 
-    Raises
-    ------
-    ValueError : the content does not fit the hash. FileNotFoundError : nothing was registered there.
+    Raises ValueError: the content does not fit the hash. FileNotFoundError : nothing was registered there.
     Taught in notebooks/11_evaluation.ipynb, section 1.
     """
     record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -94,12 +90,7 @@ def read_test(path: str | Path, rows: pd.DataFrame, *, after_the_fact: bool = Fa
     -------
     DataFrame, one row a metric: role, estimate, low, high, p_value, p_adjusted, verdict.
 
-    Raises
-    ------
-    SampleRatioAlarm : before any lift is computed. ValueError : rows older than the record, and as `evaluation.user_level_lift`.
-
-    References
-    ----------
+    Raises SampleRatioAlarm: before any lift is computed. ValueError : rows older than the record, and as `evaluation.user_level_lift`.
     Fabijan et al. (2019); Holm (1979). Taught in notebooks/11_evaluation.ipynb, sections 2 and 6.
     """
     record = read_plan(path)

@@ -28,9 +28,6 @@ class TLearner(BaseEstimator):
     Parameters
     ----------
     estimator : classifier with predict_proba, or regressor; default a standardised logistic regression.
-
-    References
-    ----------
     Künzel, Sekhon, Bickel, Yu (2019), PNAS 116. Taught in notebooks/11_evaluation.ipynb, section 13.
     """
 
@@ -69,12 +66,7 @@ def qini(uplift, y, treated, *, draws: int = 500, alpha: float = 0.05, seed: int
     uplift, y, treated : (n,) prediction, outcome, 0 or 1, of people that the model has not learnt from.
     draws, alpha, seed : resamples behind the interval, 1 - its level, seed.
 
-    Raises
-    ------
-    ValueError : lengths that differ, predictions that are missing, an arm of fewer than two people.
-
-    References
-    ----------
+    Raises ValueError: lengths that differ, predictions that are missing, an arm of fewer than two people.
     Radcliffe (2007), Direct Marketing Analytics Journal. Taught in notebooks/11_evaluation.ipynb, section 13.
     """
     uplift, y, treated = np.asarray(uplift, float), np.asarray(y, float), np.asarray(treated).astype(bool)
