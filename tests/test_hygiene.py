@@ -119,7 +119,7 @@ FLOORS = {  # the modules in one text are one room: they may know each other
         "serving",
         "assistant",
         "trust",
-        "evaluation",
+        "evaluation experiments off_policy preregistration uplift",
     ],
     3: ["market catalogue traffic trouble"],
     4: ["cli course execution report results readiness syllabus"],
