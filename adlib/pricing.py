@@ -152,13 +152,14 @@ def fair_prices(intercept, slope, size, cost: float, max_ratio: float = np.inf) 
     own = cost + (1 + special.lambertw(np.exp(a + b * cost - 1)).real) / -b
     if own.max() <= max_ratio * own.min():
         return own
-    window = lambda low: np.clip(own, low, low * max_ratio)  # noqa: E731
-    profit = lambda low: (n * (window(low) - cost) * special.expit(a + b * window(low))).sum()  # noqa: E731
-    lows = np.linspace(own.min() / max_ratio, own.max(), 2001)
-    near = lows[np.argmax([profit(low) for low in lows])]
-    step = lows[1] - lows[0]
-    found = optimize.minimize_scalar(lambda low: -profit(low), bounds=(near - step, near + step), method="bounded")
-    return window(found.x)
+    window = lambda low: np.clip(own, low[:, None], low[:, None] * max_ratio)  # noqa: E731
+    profit = lambda p: (n * (p - cost) * special.expit(a + b * p)).sum(1)  # noqa: E731
+    low, high = own.min() / max_ratio, own.max()
+    for _ in range(4):  # a finer grid around the best point of the last
+        lows = np.linspace(low, high, 401)
+        best, step = lows[profit(window(lows)).argmax()], lows[1] - lows[0]
+        low, high = best - step, best + step
+    return window(np.array([best]))[0]
 
 
 def _alternatives(X) -> np.ndarray:

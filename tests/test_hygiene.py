@@ -116,7 +116,7 @@ FLOORS = {  # the modules in one text are one room: they may know each other
         "language pretrained checkpoints reading sampling",
         "copywriting",
         "imagery",
-        "serving",
+        "serving bandits pacing pricing delivery",
         "assistant",
         "trust",
         "evaluation",
