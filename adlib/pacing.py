@@ -56,7 +56,7 @@ def run_days(value, price, budget: float, rule: str = "dual", *, rate: float | N
     Parameters
     ----------
     value, price : (D, n) yuan that each impression is worth, and the highest rival bid. budget : yuan a day, B.
-    rate : :math:`\eta`, per yuan; default 1 / (mean value x sqrt(n)).
+    rate : :math:`\eta`, per yuan; default sqrt(n) / B: a step of 1 / sqrt(n) when twice the plan is paid.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def run_days(value, price, budget: float, rule: str = "dual", *, rate: float | N
     if rule not in RULES:
         raise ValueError(f"rule={rule!r} is unknown; choose one of {', '.join(RULES)}")
     days, n = value.shape
-    rate = 1 / (value.mean() * np.sqrt(n)) if rate is None else rate
+    rate = np.sqrt(n) / budget if rate is None else rate
     spent, won, dual, gone = np.zeros(days), np.zeros(days), np.zeros(days), np.empty((days, n))
     for t in range(n):
         bid = value[:, t] / (1 + dual)

@@ -203,7 +203,7 @@ def test_the_budget_is_a_days_and_spending_follows_the_plan(tmp_path):
     assert loop.decide("b", "u", 86_400 * 8 + 1, [1]).reason == "served"
     paced = opened(tmp_path / "paced.db", budget=0.24, cap=99, traffic=[1] * 24)
     for i in range(24 * 6):
-        paced.decide(f"c{i}", "u", 86_400 * 7 + 600 * i, [1])
+        paced.decide(f"c{i}", f"u{i}", 86_400 * 7 + 600 * i, [1])
     spent = paced.log().groupby(lambda i: i // 6)["cost"].sum().cumsum()
     assert (spent <= 0.01 * (np.arange(24) + 1) + 1e-9).all() and spent.iloc[-1] >= 0.23
     assert opened(tmp_path / "dear.db", click_value=0.1).decide("r", "u", 1e9, [1]).reason == "worthless"
@@ -211,9 +211,9 @@ def test_the_budget_is_a_days_and_spending_follows_the_plan(tmp_path):
 
 SERVE = """
 import sys
-sys.path.insert(0, {tests!r})
-from test_serving import opened
-loop = opened({path!r}, budget=3.0, cap=3)
+from adlib import delivery
+model = lambda visit: 0.05 + 0.01 * (visit.ads % 7) - 0.005 * visit.shown
+loop = delivery.DecisionLoop({path!r}, model, budget=3.0, cost=0.01, cap=3)
 for i in range(int(sys.argv[1])):
     loop.decide(f"r{{i}}", f"u{{i % 40}}", 1e9 + i, list(range(30)))
     sys.stdout.write(f"{{i}}\\n")
@@ -223,7 +223,7 @@ for i in range(int(sys.argv[1])):
 
 def test_kill_minus_nine_loses_nothing_doubles_nothing_and_the_budget_goes_on(tmp_path):
     n, path = 400, str(tmp_path / "log.db")
-    script = SERVE.format(tests=str(ROOT / "tests"), path=path)
+    script = SERVE.format(path=path)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for after in (60, 170):  # killed twice, each time the new process is sent every request again
         child = subprocess.Popen([sys.executable, "-c", script, str(n)], stdout=subprocess.PIPE, env=environment)
@@ -250,7 +250,7 @@ def test_kill_minus_nine_loses_nothing_doubles_nothing_and_the_budget_goes_on(tm
 
 def test_two_servers_on_one_file_share_one_budget(tmp_path):
     one, two = (opened(tmp_path / "log.db", budget=0.1, cap=99) for _ in range(2))
-    served = [loop.decide(f"{k}-{i}", "u", 1e9, [1]).ad for i in range(10) for k, loop in enumerate((one, two))]
+    served = [loop.decide(f"{k}-{i}", f"u{i}", 1e9, [1]).ad for i in range(10) for k, loop in enumerate((one, two))]
     assert sum(ad >= 0 for ad in served) == 10 and not any(one.audit().values())
 
 
@@ -349,13 +349,13 @@ def test_the_division_equals_a_general_solver():
 
 def test_a_response_curve_is_found_and_its_intervals_cover():
     true, inside = pacing.Response(5000, 700), 0
-    for seed in range(20):
+    for seed in range(60):
         rng = np.random.default_rng(seed)
         spend = rng.uniform(100, 2500, 40)
         fit = pacing.fit_response(spend, rng.poisson(true(spend)))
-        at = np.percentile([float(d(1000)) for d in fit.draws(300, rng)], [2.5, 97.5])
+        at = np.percentile([float(d(1000)) for d in fit.draws(200, rng)], [2.5, 97.5])
         inside += at[0] <= float(true(1000)) <= at[1]
-    assert inside >= 16
+    assert inside >= 52  # .94 over 300 seeds
 
 
 # -- prices ---------------------------------------------------------------------------------------------------------------
@@ -524,4 +524,4 @@ def test_catsup_format(tmp_path):
 def test_real_catsup():
     table = assets.read("catsup")
     assert table.shape == (4 * 2798, 7) and (table.groupby("choice_id")["chosen"].sum() == 1).all()
-    assert table["household"].nunique() == 300 and table["price"].between(0, 10).all()
+    assert table["household"].nunique() == 300 and table["price"].between(0.1, 12).all()
