@@ -201,13 +201,13 @@ def womens_clothing(folder: Path) -> pd.DataFrame:
 
 
 def catsup(folder: Path) -> pd.DataFrame:
-    """Purchases of ketchup by American households, one row a choice and brand: 2,798 choices among 4 brands, 1986 to 1988.
+    """Purchases of ketchup by American households, one row a choice and brand: 2,798 choices among 4 brands.
 
     Returns
     -------
     DataFrame
-        choice_id, household (text), brand, price (US cents an ounce, as on the shelf), display, feature (0/1: shown on a display, in a
-        newspaper advertisement), chosen (0/1).
+        choice_id, household, brand (text), price (published without a unit; the size fits US cents an ounce), display, feature (0/1:
+        shown on a display, in a newspaper advertisement), chosen (0/1).
 
     Notes
     -----
@@ -215,11 +215,13 @@ def catsup(folder: Path) -> pd.DataFrame:
     """
     wide = pd.read_csv(folder / "Catsup.csv", dtype={"id": str})
     names = {"disp": "display", "feat": "feature", "price": "price"}
-    tidy = pd.wide_to_long(wide, list(names), ["rownames", "id", "choice"], "brand", sep=".", suffix=r"\w+").reset_index()
+    tidy = pd.wide_to_long(
+        wide, list(names), ["rownames", "id", "choice"], "brand", sep=".", suffix=r"\w+"
+    ).reset_index()
     tidy = tidy.rename(columns=names | {"rownames": "choice_id", "id": "household"}).astype({"brand": "str"})
     tidy = tidy.assign(chosen=(tidy["choice"] == tidy["brand"]).astype(int)).sort_values(["choice_id", "brand"])
     columns = ["choice_id", "household", "brand", "price", "display", "feature", "chosen"]
-    return tidy[columns].reset_index(drop=True)
+    return tidy[columns].astype({"choice_id": "str"}).reset_index(drop=True)
 
 
 def fashion_mnist(folder: Path, split: str = "train") -> tuple[np.ndarray, np.ndarray]:

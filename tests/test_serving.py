@@ -515,7 +515,7 @@ def test_catsup_format(tmp_path):
     (tmp_path / "Catsup.csv").write_text("\n".join(",".join(map(str, r)) for r in rows), encoding="utf-8")
     tidy = datasets.catsup(tmp_path)
     assert tidy.to_dict("list") == {
-        "choice_id": [1, 1], "household": ["7", "7"], "brand": ["heinz41", "hunts32"], "price": [4.6, 3.4], "display": [0, 1],
+        "choice_id": ["1", "1"], "household": ["7", "7"], "brand": ["heinz41", "hunts32"], "price": [4.6, 3.4], "display": [0, 1],
         "feature": [0, 0], "chosen": [0, 1],
     }  # fmt: skip
 
