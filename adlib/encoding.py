@@ -45,7 +45,7 @@ class Encoder(TransformerMixin, BaseEstimator):
     def fit_batches(self, batches: Iterable[pd.DataFrame]) -> "Encoder":
         """Learn from a table that comes in parts; memory grows with the number of different values, not of rows."""
         counts, pool, rng, self.feature_names_in_, held = {}, [], np.random.default_rng(0), None, set()
-        for part in batches:
+        for part in map(named, batches):
             if self.feature_names_in_ is None:
                 self._set_columns(part)
             self._check_columns(part)
@@ -109,6 +109,7 @@ class Encoder(TransformerMixin, BaseEstimator):
 
     def transform(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Encode a table with the columns of ``fit``, in any order: slots (n, fields) int32, numbers (n, m) float32."""
+        X = named(X)
         self._check_columns(X)
         slots = np.empty((len(X), len(self.offsets_) - 1), dtype=np.int32)
         for j, name in enumerate(self.categorical_):
@@ -129,6 +130,14 @@ class Encoder(TransformerMixin, BaseEstimator):
         return slots, np.hstack([scaled, np.isnan(block[:, self.flagged_])]).astype(np.float32)
 
 
+def named(X: pd.DataFrame) -> pd.DataFrame:
+    """The table with texts as names of columns (an array's are "0", "1", ...); two columns of one name are an error."""
+    names = [str(name) for name in X.columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"The table has more than one column named {', '.join(twice)}: rename or drop all but one.")
+    return X if names == list(X.columns) else X.set_axis(names, axis=1)
+
+
 # -- kinds of columns ----------------------------------------------------------------------------------------------------
 
 
@@ -139,10 +148,24 @@ def is_numeric(column: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
+def _text(value) -> str:
+    """How a value is known: a whole number the same whether it comes as 1, 1.0 or "1", a truth value as 1 or 0."""
+    if isinstance(value, bool | np.bool_ | float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
 def _texts(column: pd.Series) -> pd.Series:
     """The column as categories of text; missing values stay missing."""
-    column = column.astype("category")
-    return column.cat.rename_categories(column.cat.categories.map(str))
+    try:
+        column = column.astype("category")
+    except TypeError:
+        raise ValueError(
+            f"Column '{column.name}' holds lists or dicts of its own kind: give numbers, names, texts or equal vectors."
+        ) from None
+    codes, names = pd.factorize(np.array([_text(v) for v in column.cat.categories], dtype=object))
+    known = pd.Categorical.from_codes(np.append(codes, -1)[column.cat.codes], names)  # missing has code −1
+    return pd.Series(known, index=column.index, name=column.name)
 
 
 def _numbers(X: pd.DataFrame, names: list[str]) -> np.ndarray:

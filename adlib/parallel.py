@@ -18,7 +18,10 @@ def rank() -> int:
 
 
 def share(batch: torch.Tensor) -> torch.Tensor:
-    """This process's rows of a batch (n,): every size-th one. A last batch smaller than the group is taken whole by all."""
+    """This process's rows of a batch (n,): every size-th one; up to size − 1 last rows are left out, so that all have equally many.
+
+    A last batch smaller than the group is taken whole by each, so its few rows count that many times.
+    """
     return batch if len(batch) < size() else batch[: len(batch) - len(batch) % size()][rank() :: size()]
 
 

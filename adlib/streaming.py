@@ -19,7 +19,7 @@ import torch
 from torch import distributed
 
 from adlib import parallel
-from adlib.ctr import CTRModel, clicks
+from adlib.ctr import CTRModel, clicks, warn_of_leaks
 
 PART = 262_144  # rows in memory at a time
 
@@ -54,6 +54,8 @@ def fit_parquet(model: CTRModel, path, target: str = "click", columns: Sequence[
     def features() -> Iterator[pd.DataFrame]:
         nonlocal n, clicked
         for X, y in parts(log, columns, target, part):
+            if not n:
+                warn_of_leaks(X, y)
             n, clicked = n + len(y), clicked + float(y.sum())
             yield X
 
@@ -69,7 +71,9 @@ def fit_parquet(model: CTRModel, path, target: str = "click", columns: Sequence[
 def parts(log: ds.Dataset, columns: list[str], target: str, rows: int) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
     """Read a log as tables of ``rows`` rows (the last one is shorter) with their clicks; text comes as categories."""
     ready, size = [], 0
-    lean = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)  # else a whole file piles up in memory
+    lean = ds.ParquetFragmentScanOptions(
+        pre_buffer=False, use_buffered_stream=True
+    )  # else a whole file piles up in memory
     batches = log.to_batches(
         columns=[*columns, target],
         batch_size=min(rows, 65_536),

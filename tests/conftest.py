@@ -6,7 +6,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two files at a time on two cores; and with more threads lightfm is not deterministic
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two files at a time on two cores; and with more threads lightfm is not deterministic
 ROOT = Path(__file__).resolve().parents[1]
 OFFLINE = os.pathsep.join([str(ROOT / "tests" / "offline"), str(ROOT)])
 

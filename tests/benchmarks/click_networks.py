@@ -67,7 +67,14 @@ class DroppedEmbeddings(networks.Network):
     """DeepFM that leaves out a tenth of all entries of the embeddings in each training step."""
 
     def forward(self, start, own, x):
-        return super().forward(nn.functional.dropout(start, 0.1, self.training), own, x)
+        if not self.training:
+            return super().forward(start, own, x)
+        width = self.fields * self.dim
+        kept = nn.functional.dropout(start[:, :width], 0.1)
+        squares = start[:, :width].float().square().sum(1) - kept.float().square().sum(
+            1
+        )  # `own` took those of all entries
+        return super().forward(torch.cat([kept, start[:, width:]], 1), own + 0.5 * squares, x)
 
 
 class WithNetwork(ctr.CTRModel):
@@ -94,9 +101,9 @@ class Averaged(ctr.CTRModel):
             self._mean[name].lerp_(value, 0.01)
         return saved
 
-    def _settle_bias(self, logits, rate):
+    def _settle_bias(self, slots, x):
         self.network_.load_state_dict(self._mean)
-        return super()._settle_bias(logits, rate)
+        super()._settle_bias(slots, x)
 
 
 def around(network):

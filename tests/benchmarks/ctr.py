@@ -319,7 +319,19 @@ def processes(rows: int = 1_000_000) -> None:
         path, held = Path(folder) / "log.parquet", click_log.ClickLog(0).part(50_000, 3).frame()
         held = held.astype({name: str for name in held if name.startswith("c")})
         write_log(path, rows)
-        options = [str(path), "-p", "dim=16", "-p", "hidden=(256,128)", "-p", "batch_size=4096", "-p", "bf16=False", "-p", "epochs=2"]
+        options = [
+            str(path),
+            "-p",
+            "dim=16",
+            "-p",
+            "hidden=(256,128)",
+            "-p",
+            "batch_size=4096",
+            "-p",
+            "bf16=False",
+            "-p",
+            "epochs=2",
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         wall = {1: [], 2: []}
         for _ in range(3):
