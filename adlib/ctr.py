@@ -5,7 +5,6 @@ Taught in notebooks/03_ctr_modeling.ipynb.
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from adlib.click_metrics import (
     threshold_table,
 )  # fmt: skip
 from adlib.encoding import UNSEEN, Encoder
-from adlib.features import impression_features, leaking_columns, time_split
+from adlib.features import clicks, impression_features, leaking_columns, time_split, warn_of_leaks
 from adlib.networks import ARCHITECTURES, Network, RowAdagrad, RowAdam, RowSums, bias_shift
 
 __all__ = [
@@ -349,26 +348,5 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         return model
 
 
-def warn_of_leaks(X: pd.DataFrame, y: np.ndarray) -> None:
-    """Warn of each column that decides the click in these rows, by name."""
-    for name, reason in leaking_columns(X, y).items():
-        warnings.warn(f"Column '{name}' seems to know the click ({reason}): was it known before?", stacklevel=3)
-
-
 def _sigmoid(logits) -> np.ndarray:
     return 1 / (1 + np.exp(-np.asarray(logits, dtype=float)))
-
-
-def clicks(y, n: int, both: bool = True) -> np.ndarray:
-    """Clicks (n,) in float32, or a sentence that says what is wrong with them."""
-    y = np.asarray(y)
-    if y.shape != (n,) or n == 0:
-        raise ValueError(f"The table has {n} rows and the target has shape {y.shape}: give one click, 0 or 1, a row.")
-    found = pd.unique(pd.Series(y)).tolist()
-    if not set(found) <= {0, 1}:
-        raise ValueError(f"The target must be 0 (no click) or 1 (click); it holds {', '.join(map(str, found[:5]))}.")
-    if both and len(found) == 1:
-        raise ValueError(
-            f"Every row of the target is {int(found[0])}: a click model needs rows with and without a click."
-        )
-    return y.astype(np.float32)

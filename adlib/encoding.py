@@ -180,7 +180,7 @@ def _numbers(X: pd.DataFrame, names: list[str]) -> np.ndarray:
 
 
 def _refuse_infinity(values: np.ndarray, name: str) -> None:
-    if len(rows := np.flatnonzero(np.isinf(values).reshape(len(values), -1).any(axis=1))):
+    if len(rows := np.flatnonzero(np.isinf(np.atleast_2d(values.T)).any(axis=0))):
         raise ValueError(f"Column '{name}' holds an infinite number (first in row {rows[0]}): correct or empty it.")
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import distributed
 
 from adlib import parallel
-from adlib.ctr import CTRModel, clicks, warn_of_leaks
+from adlib.ctr import CTRModel
+from adlib.features import clicks, warn_of_leaks
 
 PART = 262_144  # rows in memory at a time
 
