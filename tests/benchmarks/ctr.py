@@ -1,4 +1,4 @@
-"""Click models against the libraries in use: ``python tests/benchmarks/ctr.py [speed] [quality] [literature] [growth] [processes]``.
+"""Click models against the libraries in use: ``python tests/benchmarks/ctr.py [speed] [quality] [literature] [purchases] [growth] [processes]``.
 
 Prints one JSON object a line. The log is simulated (click_log.py), so the oracle is known. Speed: the same DeepFM (16 dims, 256-128, batches
 of 4,096) on one core, the sides in turn, best of three. Needs ``pip install -c constraints.txt -r tests/benchmarks/requirements.txt``.
@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
 
-from adlib import ctr, plots, streaming
+from adlib import assets, ctr, plots, streaming
 
 FOLDER = Path(__file__).parent
 SIZES = [int(size) for size in click_log.SIZES]
@@ -276,6 +276,64 @@ def _with_rates(X: pd.DataFrame, y, frame: pd.DataFrame, folds: int = 5) -> pd.D
     return pd.DataFrame(out)
 
 
+# -- real purchases --------------------------------------------------------------------------------------------------------
+
+
+def purchases() -> None:
+    """Online Shoppers: learn to September (settings chosen on September), calibrate on October, judge November and December."""
+    import lightgbm as lgb
+    from sklearn.compose import make_column_selector, make_column_transformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    sessions = assets.read("online_shoppers").drop_duplicates(ignore_index=True)
+    month, y = sessions["month"], sessions["purchase"].to_numpy()
+    names = ["operating_system", "browser", "region", "traffic_type", "visitor_type", "weekend"]
+    amounts = sessions.columns.drop([*names, "month", "purchase", "page_value"])
+    X = sessions[names].astype(str).astype("category").join(np.log1p(sessions[amounts]))
+    table = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), names),
+        (StandardScaler(), make_column_selector(dtype_include="number")),
+    )
+    trees = {"learning_rate": 0.03, "min_child_samples": 50, "n_jobs": 1, "verbose": -1}
+    sides = {
+        "logistic_regression": [make_pipeline(table, LogisticRegression(C=c, max_iter=1000)) for c in (0.03, 0.3, 3.0)],
+        "lightgbm": [
+            lgb.LGBMClassifier(num_leaves=leaves, n_estimators=n, **trees) for leaves in (7, 15) for n in (100, 300)
+        ],
+        "ctr_model": [
+            ctr.CTRModel(kind, bins=16, batch_size=128, epochs=n, learning_rate=0.1, feature_dropout=drop)
+            for kind in ("lr", "deepfm")
+            for n in (2, 5)
+            for drop in (0.0, 0.2)
+        ],
+    }
+    spring, autumn, winter = (
+        month.isin(["Feb", "Mar", "May", "June", "Jul", "Aug"]),
+        month == "Sep",
+        month.isin(["Nov", "Dec"]),
+    )
+    chosen, found = {}, {}
+    for name, models in sides.items():
+        losses = [
+            ctr.log_losses(y[autumn], m.fit(X[spring], y[spring]).predict_proba(X[autumn])[:, 1]).mean() for m in models
+        ]
+        chosen[name] = models[int(np.argmin(losses))].fit(X[spring | autumn], y[spring | autumn])
+        october, p = (chosen[name].predict_proba(X[rows])[:, 1] for rows in (month == "Oct", winter))
+        logit = [np.log(q / (1 - q))[:, None] for q in (np.clip(v, 1e-6, 1 - 1e-6) for v in (october, p))]
+        found[name] = LogisticRegression(C=1e6).fit(logit[0], y[month == "Oct"]).predict_proba(logit[1])[:, 1]  # Platt
+    rate = y[month == "Oct"].mean()
+    for name, p in found.items():
+        d = ctr.log_loss_interval(y[winter], p, baseline=rate)
+        facts = {"auc": round(roc_auc_score(y[winter], p), 4), "low": round(-d.high, 5), "high": round(-d.low, 5)}
+        say(f"ctr.purchases.{name}", -d.estimate, "nats saved against October's rate", "low > 0", d.high < 0, **facts)
+        if name != "ctr_model":
+            d = ctr.log_loss_interval(y[winter], found["ctr_model"], baseline=p)
+            said = {"low": round(-d.high, 5), "high": round(-d.low, 5)}
+            say(f"ctr.purchases.ctr_model_over_{name}", -d.estimate, "nats", "none", True, **said)
+
+
 # -- cost as work grows ----------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +456,6 @@ def processes(rows: int = 1_000_000) -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")  # of the other libraries
-    parts = {part.__name__: part for part in (speed, quality, literature, growth, processes)}
+    parts = {part.__name__: part for part in (speed, quality, literature, purchases, growth, processes)}
     for name in sys.argv[1:] or parts:
         parts[name]()
