@@ -109,7 +109,7 @@ def death(notebook, cell, code):
     return {"status": "kernel died", "failure": describe(notebook, cell, f"the kernel died ({why})")}
 
 
-def save_sometimes(manager, seconds=2.0):
+def save_sometimes(manager, seconds=5.0):
     """Let papermill's manager write the notebook at most so often and at the end, not twice a cell: that took 1 s in 8."""
     write = manager.save
 
