@@ -432,8 +432,6 @@ def processes(rows: int = 1_000_000) -> None:
             "batch_size=4096",
             "-p",
             "bf16=False",
-            "-p",
-            "epochs=2",
         ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         wall = {1: [], 2: []}
