@@ -185,6 +185,7 @@ def replay_tests(policy: Uniform, clicks, impressions, horizon: int, *, batch: i
     best = np.nanmax(rates, 1)
 
     def draw(rng, rows, arm):
+        """Clicks of a batch of impressions, drawn without replacement from those that the arm had in the real test."""
         won = rng.hypergeometric(good[rows, arm], bad[rows, arm], batch)
         good[rows, arm] -= won
         bad[rows, arm] -= batch - won
@@ -240,6 +241,7 @@ def prior_strength(clicks, impressions, mean) -> float:
         raise ValueError("predicted click rates must lie strictly between 0 and 1")
 
     def loss(log_s: float) -> float:
+        """Negative log likelihood of the clicks, up to a constant, under a prior worth s impressions."""
         a, b = np.exp(log_s) * m, np.exp(log_s) * (1 - m)
         return -(special.betaln(a + x, b + n - x) - special.betaln(a, b)).sum()
 

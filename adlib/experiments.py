@@ -262,6 +262,7 @@ def beta_binomial(
     ) / 4000  # midpoints in probability: an integral over the density is a mean over these
 
     def expected_loss(of, other):
+        """Mean of (other − of) where it is positive: what choosing `of` loses."""
         p = stats.beta.ppf(middle, *of)
         more = stats.beta.sf(p, other[0] + 1, other[1]) * other[0] / sum(other)
         return float((more - p * stats.beta.sf(p, *other)).mean())

@@ -53,6 +53,7 @@ def fit_parquet(model: CTRModel, path, target: str = "click", columns: Sequence[
     n, clicked = 0, 0.0
 
     def features() -> Iterator[pd.DataFrame]:
+        """Tables of features, counting rows and clicks as they pass."""
         nonlocal n, clicked
         for X, y in parts(log, columns, target, part):
             if not n:
