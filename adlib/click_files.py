@@ -1,8 +1,11 @@
 """Click models on disk: a JSON file with what the columns mean, and a safetensors file with the weights. No pickle.
 
+The JSON file holds the hash of the other, so that files of two models are not taken for one.
+
 Taught in notebooks/03_ctr_modeling.ipynb, section "Own rows, larger than memory".
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -22,16 +25,26 @@ ARRAYS = ("offsets_", "flagged_", "centre_", "scale_")
 
 
 def write(folder, facts: dict, tensors: dict[str, torch.Tensor]) -> Path:
-    """Write a model's facts and tensors; a folder holds the old model or the new one, never half of each file."""
+    """Write a model's facts and tensors. Neither file is ever half written, and an old one beside a new one is refused later."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / (WEIGHTS + ".new"))
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    text = json.dumps({"format": FORMAT, **facts, "shapes": shapes}, ensure_ascii=False)
+    facts = {"format": FORMAT, **facts, "shapes": shapes, "weights": _hash(folder / (WEIGHTS + ".new"))}
+    text = json.dumps(facts, ensure_ascii=False, default=_plain)
     (folder / (FACTS + ".new")).write_text(text, encoding="utf-8")
     for name in (WEIGHTS, FACTS):
         os.replace(folder / (name + ".new"), folder / name)
     return folder
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else str(value)  # str: a torch device, a path
 
 
 def read(folder) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -56,10 +69,13 @@ def read(folder) -> tuple[dict, dict[str, torch.Tensor]]:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
         raise ValueError(f"{folder / FACTS} is of the format {found!r}; this version reads {FORMAT!r}.")
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != facts["shapes"]:
-        odd = sorted(k for k in shapes.keys() | facts["shapes"].keys() if shapes.get(k) != facts["shapes"].get(k))
+    if lost := [name for name in ("params", "encoder", "base_rate", "shapes", "weights") if name not in facts]:
+        raise ValueError(f"{folder / FACTS} is damaged ({', '.join(lost)} missing): copy it again or save anew.")
+    shapes, said = {name: list(tensor.shape) for name, tensor in tensors.items()}, facts["shapes"]
+    if odd := sorted(k for k in shapes.keys() | said.keys() if shapes.get(k) != said.get(k)):
         raise ValueError(f"{FACTS} and {WEIGHTS} in {folder} are not of one model: {', '.join(odd)} differ.")
+    if _hash(folder / WEIGHTS) != facts["weights"]:
+        raise ValueError(f"{FACTS} and {WEIGHTS} in {folder} are not of one model: the hash of the weights differs.")
     return facts, tensors
 
 

@@ -22,10 +22,19 @@ def log_losses(y, p) -> np.ndarray:
     """Log loss −(y log p + (1 − y) log(1 − p)) of each row, in nats; y: (n,) in [0, 1], p: (n,) or one number.
 
     With the true probabilities as y this is the expected loss, free of the luck of single clicks.
+    Raises ValueError for a missing probability or one outside 0 to 1.
     Taught in notebooks/03_ctr_modeling.ipynb, section 2.
     """
-    y, p = np.asarray(y, dtype=float), np.clip(np.asarray(p, dtype=float), 1e-15, 1 - 1e-15)
+    y, p = np.asarray(y, dtype=float), np.clip(_probabilities(p), 1e-15, 1 - 1e-15)
     return -(y * np.log(p) + (1 - y) * np.log1p(-p))
+
+
+def _probabilities(p) -> np.ndarray:
+    p = np.asarray(p, dtype=float)
+    if not ((p >= 0) & (p <= 1)).all():
+        odd = p[~((p >= 0) & (p <= 1))].flat[0]
+        raise ValueError(f"Probabilities must lie between 0 and 1; one of them is {odd}.")
+    return p
 
 
 def mean_interval(values, users=None, repeats: int = 500, level: float = 0.95, seed: int = 0) -> Interval:
@@ -41,7 +50,7 @@ def mean_interval(values, users=None, repeats: int = 500, level: float = 0.95, s
 
     Raises
     ------
-    ValueError : no rows, or a value that is not finite.
+    ValueError : no rows, a value that is not finite, or a row without a user.
 
     Efron (1979), Annals of Statistics 7. Taught in notebooks/03_ctr_modeling.ipynb, section 2.
     """
@@ -51,6 +60,8 @@ def mean_interval(values, users=None, repeats: int = 500, level: float = 0.95, s
             f"{len(values)} values, {np.isfinite(values).sum()} of them finite: a mean needs finite numbers."
         )
     who = np.arange(len(values)) if users is None else pd.factorize(np.asarray(users))[0]
+    if (who < 0).any():
+        raise ValueError(f"Row {np.flatnonzero(who < 0)[0]} has no user: fill in or leave out rows without one.")
     total, rows = np.bincount(who, values), np.bincount(who)
     rng = np.random.default_rng(seed)
     draws = (np.bincount(rng.integers(len(rows), size=len(rows)), minlength=len(rows)) for _ in range(repeats))
@@ -100,7 +111,7 @@ def reliability(y, p, bins: int = 10, level: float = 0.95) -> pd.DataFrame:
 
     Taught in notebooks/03_ctr_modeling.ipynb, section on calibration.
     """
-    frame = pd.DataFrame({"y": np.asarray(y), "p": np.asarray(p, dtype=float)})
+    frame = pd.DataFrame({"y": np.asarray(y), "p": _probabilities(p)})
     which = (frame["p"].rank(method="min") - 1) * bins // len(frame)
     out = frame.groupby(which).agg(
         predicted=("p", "mean"), observed=("y", "mean"), clicks=("y", "sum"), rows=("y", "size")

@@ -123,12 +123,14 @@ def describe(prefer: str = "auto") -> str:
 def fast_cpu(exact: bool = False) -> Iterator[None]:
     """Let float32 matrix products on the CPU go through oneDNN instead of MKL, which is slow on some processors.
 
-    PyTorch calls this precision "medium": oneDNN *may* multiply in bfloat16, and does so on processors with AMX; on others it
-    computes in full float32, only faster. ``exact=True`` keeps PyTorch's default (bit for bit the usual float32 results).
-    The setting is put back at the end of the block.
+    PyTorch calls this precision "medium": oneDNN *may* multiply in bfloat16, and does so on processors with AMX and on some with
+    ARM's bfloat16; on others it computes in full float32, only faster. ``exact=True`` changes nothing on the former, so the
+    products are float32 everywhere. The setting is put back at the end of the block.
     """
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest" if exact else "medium")
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    full = able.get("architecture") == "x86_64" and not able.get("amx_bf16", False)
+    torch.set_float32_matmul_precision("medium" if full or not exact else "highest")
     try:
         yield
     finally:

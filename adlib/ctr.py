@@ -5,7 +5,6 @@ Taught in notebooks/03_ctr_modeling.ipynb.
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -31,8 +30,8 @@ from adlib.click_metrics import (
     threshold_table,
 )  # fmt: skip
 from adlib.encoding import UNSEEN, Encoder
-from adlib.features import impression_features, leaking_columns, time_split
-from adlib.networks import ARCHITECTURES, Network, RowAdagrad, RowAdam, bias_shift
+from adlib.features import clicks, impression_features, leaking_columns, time_split, warn_of_leaks
+from adlib.networks import ARCHITECTURES, Network, RowAdagrad, RowAdam, RowSums, bias_shift
 
 __all__ = [
     "CTRModel", "Encoder", "Interval", "expected_calibration_error", "gap_to_oracle", "impression_features", "leaking_columns",
@@ -47,7 +46,8 @@ class CTRModel(ClassifierMixin, BaseEstimator):
     """Click probability from a DataFrame: a scikit-learn classifier over one stacked table of embeddings.
 
     Every value of a categorical column has a row v and a weight w in the table; ``networks.Network`` turns the rows of an
-    impression and its numbers into a logit. Row-wise Adagrad trains the table, Adam the dense weights. Both rates rise over
+    impression and its numbers into a logit. Row-wise Adagrad trains the table, Adagrad the linear weights and factors of the
+    numbers at the same rate, Adam the dense weights. All rates rise over
     a tenth of the steps and then fall to zero, so that a second pass does not learn rare values by heart. The bias starts at
     the base rate and is settled in the end, so that the mean prediction is right.
 
@@ -56,7 +56,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
     architecture : "lr", "fm", "dnn", "deepfm" or "dcnv2".
     dim, hidden, dropout : length of v; widths of the perceptron; share of its units that a training step leaves out.
     feature_dropout : share of values that a training step replaces by "unseen", which so learns to stand in for them.
-    l2 : weight decay; pulls dense weights, and rows each time they are used, towards zero.
+    l2 : weight decay; pulls dense weights, and rows each time they are used, towards zero, but never the bias.
     epochs, patience : passes over the rows; with ``validation``, stop after so many epochs without gain and keep the best.
     batch_size : rows a step.
     learning_rate, dense_learning_rate : highest rate of the table; of the dense weights.
@@ -69,12 +69,13 @@ class CTRModel(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ (0, 1), base_rate_, encoder_, table_ (slots, dim), weights_ (slots,), network_; validation_curve_, mean log loss
-    after each epoch; saved_curve_, ten values an epoch: nats saved against the base rate on batches before they are learnt
+    after each epoch; saved_curve_, at most ten values an epoch: nats saved against the base rate on batches before they are learnt
     from (progressive validation, as long as it is epoch one).
 
     Raises
     ------
-    ValueError : a target not 0/1 or of one class, infinite numbers, other columns than in ``fit``, an unknown choice.
+    ValueError : a target not 0/1 or of one class, infinite numbers, other columns than in ``fit``, an unknown choice, a size
+    below 1, ``patience`` without ``validation``.
 
     Taught in notebooks/03_ctr_modeling.ipynb, section 4.
     """
@@ -118,8 +119,11 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         X, y = pd.DataFrame(X), clicks(y, len(X))
         self._start(self._encoder().fit(X), float(y.mean(dtype=float)))
         rows = self._encode(X, y)
-        for name, reason in leaking_columns(X, y).items():
-            warnings.warn(f"Column '{name}' seems to know the click ({reason}): was it known before?", stacklevel=2)
+        warn_of_leaks(X, y)
+        if self.patience is not None and validation is None:
+            raise ValueError(
+                f"patience={self.patience} needs rows to watch: call fit(X, y, validation=(X_later, y_later))."
+            )
         score = None
         if validation is not None:
             held = self._encode(pd.DataFrame(validation[0]), clicks(validation[1], len(validation[0]), both=False))
@@ -136,7 +140,8 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         y = clicks(y, len(X), both=not hasattr(self, "table_"))
         if not hasattr(self, "table_"):
             self._start(self._encoder().fit(X), float(y.mean(dtype=float)))
-        with compute.own_randomness(self.seed + self.steps_):
+            warn_of_leaks(X, y)
+        with compute.own_randomness(self.seed + self.steps_), compute.fast_cpu(exact=True):
             self._epoch([self._encode(X, y)], lambda step: 1.0)
         return self
 
@@ -146,6 +151,15 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+        sizes = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "dim": self.dim,
+            "hidden": min(self.hidden, default=0),
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give at least 1 (hidden: one width or more).")
         return Encoder(self.min_count, self.buckets, self.bins, self.text, self.text_dim)
 
     def _encode(self, X: pd.DataFrame, y: np.ndarray) -> Rows:
@@ -155,23 +169,27 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         """First weights of a model for an encoder that has seen the columns."""
         self.encoder_, self.classes_, self.base_rate_ = encoder, np.array([0, 1]), base_rate
         self.feature_names_in_, self.n_features_in_ = encoder.feature_names_in_, encoder.n_features_in_
+        self._place = compute.device(str(self.device))
         dim, slots = 0 if self.architecture == "lr" else self.dim, int(encoder.offsets_[-1])
         fields, numbers = len(encoder.offsets_) - 1, len(encoder.centre_) + int(encoder.flagged_.sum())
         with compute.own_randomness(self.seed):
             bias = math.log(base_rate / (1 - base_rate))
             network = Network(self.architecture, fields, numbers, dim, self.hidden, self.dropout, bias)
             table = self.init_scale * torch.randn(slots, dim)
-        self.network_, self.table_ = network.to(self.device), table.to(self.device)
-        self.weights_ = torch.zeros(slots, device=self.device)
+        self.network_, self.table_ = network.to(self._place), table.to(self._place)
+        self.weights_ = torch.zeros(slots, device=self._place)
+        self._sums = RowSums(self.table_, self.weights_)
         kind = RowAdagrad if self.optimizer == "adagrad" else RowAdam
         self._tables = kind(self.table_, self.initial_accumulator), kind(self.weights_, self.initial_accumulator)
-        numeric = [
-            p for name, p in network.named_parameters() if name in ("weights", "rows")
-        ]  # the table of the numbers
-        others = [p for name, p in network.named_parameters() if name not in ("weights", "rows")]
+        named = dict(network.named_parameters())
+        numeric = [named.pop(name) for name in ("weights", "rows") if name in named]  # the table of the numbers
+        free = {"params": [named.pop("bias")], "weight_decay": 0.0}
+        often = {"initial_accumulator_value": self.initial_accumulator, "weight_decay": self.l2 * self.batch_size}
         self._dense = (
-            torch.optim.Adagrad(numeric, self.learning_rate, initial_accumulator_value=self.initial_accumulator),
-            torch.optim.AdamW(others, self.dense_learning_rate, weight_decay=self.l2, fused=True),
+            torch.optim.Adagrad(numeric, self.learning_rate, **often),
+            torch.optim.AdamW(
+                [free, {"params": list(named.values())}], self.dense_learning_rate, weight_decay=self.l2, fused=True
+            ),
         )
         self.steps_, self._saved, self.validation_curve_ = 0, [], []
 
@@ -181,10 +199,12 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         decay = lambda step: min(max(1 - step / total, 0.0), (step + 1) / (0.1 * total))  # noqa: E731
         with (
             compute.own_randomness(self.seed),
+            compute.fast_cpu(exact=True),
             tqdm(total=total, desc="click model", unit="step", delay=2, mininterval=0.5, leave=False) as bar,
         ):
+            factor = decay if self.schedule == "decay" else lambda step: 1.0
             for epoch in range(self.epochs):
-                last = self._epoch(parts(epoch), decay if self.schedule == "decay" else lambda step: 1.0, bar)
+                some = self._epoch(parts(epoch), factor, bar, max(1, n // 2**16))
                 self.validation_curve_ += [score()] if score else []
                 if self.patience is not None and score:
                     if self.validation_curve_[-1] == min(self.validation_curve_):
@@ -195,72 +215,95 @@ class CTRModel(ClassifierMixin, BaseEstimator):
             self.table_.copy_(best[0])
             self.weights_.copy_(best[1])
             self.network_.load_state_dict(best[2])
-        pieces = np.array_split(self._saved, min(10 * self.epochs, len(self._saved)))
+        pieces = np.array_split(self._saved, min(10 * (epoch + 1), len(self._saved)))
         self.saved_curve_ = [float(piece.mean()) for piece in pieces]
-        some = slice(None, None, max(1, len(last[2]) // 2**17))
-        return self._settle_bias(self._logits(last[0][some], last[1][some]), self.base_rate_)
+        self._settle_bias(*some)
+        return self
 
-    def _epoch(self, parts: Iterable[Rows], factor: Callable[[int], float], bar: tqdm | None = None) -> Rows:
-        """One pass in random order within each part; returns the last part."""
+    def _epoch(
+        self, parts: Iterable[Rows], factor: Callable[[int], float], bar=None, every: int = 1
+    ) -> Iterable[torch.Tensor]:
+        """One pass in random order within each part; returns slots and numbers of every so-many-th row of all parts."""
         self.network_.train()
+        some = []
         for part in parts:
+            some.append([t[::every] for t in part[:2]])
             for batch in torch.randperm(len(part[2])).split(self.batch_size):
                 batch = parallel.share(batch)
-                self._saved.append(self._step(*(t[batch].to(self.device) for t in part), factor(self.steps_)))
+                self._saved.append(self._step(*(t[batch].to(self._place) for t in part), factor(self.steps_)))
                 self.steps_ += 1
                 if bar is not None:
                     bar.update()
         self.network_.eval()
-        return part
+        return map(torch.cat, zip(*some, strict=True))
 
     def _step(self, slots: torch.Tensor, x: torch.Tensor, y: torch.Tensor, factor: float) -> float:
         """One step down the summed loss of a batch, the sum being what the accumulators are measured in."""
         if self.feature_dropout:
             first = torch.from_numpy(self.encoder_.offsets_[:-1] + UNSEEN).to(slots)
             slots = torch.where(torch.rand(slots.shape, device=slots.device) < self.feature_dropout, first, slots)
-        used, V, w = self._look_up(slots)
-        V.requires_grad_()
-        w.requires_grad_()
-        loss = nn.functional.binary_cross_entropy_with_logits(self.network_(V, w, x, self._dtype()), y, reduction="sum")
+        start, own, used, V = self._look_up(slots, x)
+        rows = self._sums.rows(used)
+        together = parallel.Exchange(rows, len(used)) if parallel.size() > 1 else None
+        start.requires_grad_()
+        own.requires_grad_()
+        loss = nn.functional.binary_cross_entropy_with_logits(self.network_(start, own, x), y, reduction="sum")
         self.network_.zero_grad()
         loss.backward()
-        gradients = [torch.zeros_like(V) if V.grad is None else V.grad, w.grad]
+        width = slots.shape[1] * self.table_.shape[1]
+        gradients = (
+            start.grad[:, :width].float().reshape(len(used), -1) if width else V.flatten(0, 1),
+            own.grad[:, None].expand(slots.shape).flatten(),
+        )
+        sums = self._sums(used, rows, *gradients)
+        if self.network_.paired:  # the squares in `own`
+            sums[0].addcmul_(self.table_[rows], sums[1][:, None], value=-1)
         if self.l2:
-            gradients = [g.add_(v.detach(), alpha=self.l2) for g, v in zip(gradients, (V, w), strict=True)]
-        used, *gradients = parallel.exchange(self.network_, used, *(g.flatten(0, 1) for g in gradients))
-        rows = torch.unique(used)
-        for table, gradient in zip(self._tables, gradients, strict=True):
-            if gradient.numel():
-                table.step(used, rows, gradient, self.learning_rate * factor)
+            often = self.l2 * torch.bincount(used, minlength=len(self.table_))[rows]
+            sums[0].addcmul_(self.table_[rows], often[:, None])
+            sums[1].addcmul_(self.weights_[rows], often)
+        if together:
+            used, *gradients = together(self.network_, *sums)
+            rows = self._sums.rows(used)
+            sums = self._sums(used, rows, *gradients)
+        for table, total in zip(self._tables, sums, strict=True):
+            if total.numel():
+                table.step(rows, total, self.learning_rate * factor)
         for optimizer in self._dense:
-            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * factor
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * factor
             optimizer.step()
         return log_losses(y.cpu(), self.base_rate_).mean() - loss.item() / len(y)  # of rows not yet learnt from
 
-    def _look_up(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Slots in one line (n · f,), their rows V (n, f, dim) and their weights w (n, f)."""
+    def _look_up(self, slots: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """For rows of slots (n, f) and numbers (n, m): what the network reads, start and own; the slots in one line; V."""
         used = slots.flatten().long()
-        V = nn.functional.embedding(used, self.table_).view(*slots.shape, self.table_.shape[1])
-        return used, V, self.weights_[used].view(slots.shape)
+        V, w = (
+            self.table_.index_select(0, used).view(*slots.shape, self.table_.shape[1]),
+            self.weights_[used].view(slots.shape),
+        )
+        return self.network_.start(V, x, self._dtype()), self.network_.own(V, w), used, V
 
     def _dtype(self) -> torch.dtype:
         if self.bf16 == "auto":
-            return compute.dtype(self.device)
+            return compute.dtype(self._place)
         return torch.bfloat16 if self.bf16 else torch.float32
 
-    def _settle_bias(self, logits: torch.Tensor, rate: float) -> "CTRModel":
-        with torch.no_grad():
-            self.network_.bias += bias_shift(logits, rate).to(self.network_.bias.device)
-        return self
+    @torch.no_grad()
+    def _settle_bias(self, slots: torch.Tensor, x: torch.Tensor) -> None:
+        """Move the bias until the mean prediction on these rows, a sample of all, is the base rate."""
+        self.network_.bias += bias_shift(self._logits(slots, x), self.base_rate_).to(self._place)
 
     # -- prediction -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _logits(self, slots: torch.Tensor, x: torch.Tensor, rows: int = 4096) -> torch.Tensor:
         out = [torch.empty(0)]
-        for s, numbers in zip(slots.split(rows), x.split(rows), strict=True):
-            _, V, w = self._look_up(s.to(self.device))
-            out.append(self.network_(V, w, numbers.to(self.device), self._dtype()).cpu())
+        with compute.fast_cpu(exact=True):
+            parts = zip(slots.split(rows), x.to(self._place).split(rows), strict=True) if len(slots) else ()
+            for s, numbers in parts:
+                start, own, *_ = self._look_up(s.to(self._place), numbers)
+                out.append(self.network_(start, own, numbers).cpu())
         return torch.cat(out)
 
     def decision_function(self, X: pd.DataFrame) -> np.ndarray:
@@ -307,18 +350,3 @@ class CTRModel(ClassifierMixin, BaseEstimator):
 
 def _sigmoid(logits) -> np.ndarray:
     return 1 / (1 + np.exp(-np.asarray(logits, dtype=float)))
-
-
-def clicks(y, n: int, both: bool = True) -> np.ndarray:
-    """Clicks (n,) in float32, or a sentence that says what is wrong with them."""
-    y = np.asarray(y)
-    if y.shape != (n,) or n == 0:
-        raise ValueError(f"The table has {n} rows and the target has shape {y.shape}: give one click, 0 or 1, a row.")
-    found = pd.unique(pd.Series(y)).tolist()
-    if not set(found) <= {0, 1}:
-        raise ValueError(f"The target must be 0 (no click) or 1 (click); it holds {', '.join(map(str, found[:5]))}.")
-    if both and len(found) == 1:
-        raise ValueError(
-            f"Every row of the target is {int(found[0])}: a click model needs rows with and without a click."
-        )
-    return y.astype(np.float32)

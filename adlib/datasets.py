@@ -200,6 +200,30 @@ def womens_clothing(folder: Path) -> pd.DataFrame:
     return table.assign(product_id=table["product_id"].astype(str)).reset_index(drop=True)
 
 
+def catsup(folder: Path) -> pd.DataFrame:
+    """Purchases of ketchup by American households, one row a choice and brand: 2,798 choices among 4 brands.
+
+    Returns
+    -------
+    DataFrame
+        choice_id, household, brand (text), price (published without a unit; the size fits US cents an ounce), display, feature (0/1:
+        shown on a display, in a newspaper advertisement), chosen (0/1).
+
+    Notes
+    -----
+    Jain, Vilcassim, Chintagunta (1994), Journal of Business and Economic Statistics 12; from the R package Ecdat.
+    """
+    wide = pd.read_csv(folder / "Catsup.csv", dtype={"id": str})
+    names = {"disp": "display", "feat": "feature", "price": "price"}
+    tidy = pd.wide_to_long(
+        wide, list(names), ["rownames", "id", "choice"], "brand", sep=".", suffix=r"\w+"
+    ).reset_index()
+    tidy = tidy.rename(columns=names | {"rownames": "choice_id", "id": "household"}).astype({"brand": "str"})
+    tidy = tidy.assign(chosen=(tidy["choice"] == tidy["brand"]).astype(int)).sort_values(["choice_id", "brand"])
+    columns = ["choice_id", "household", "brand", "price", "display", "feature", "chosen"]
+    return tidy[columns].astype({"choice_id": "str"}).reset_index(drop=True)
+
+
 def fashion_mnist(folder: Path, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     """Product photographs of Zalando: images (n, 28, 28) uint8, 0 black to 255 white, and labels (n,), indices of `FASHION_CLASSES`.
 
@@ -227,6 +251,7 @@ _ALL = (
     upworthy,
     online_shoppers,
     womens_clothing,
+    catsup,
     fashion_mnist,
 )
 READERS = {reader.__name__: reader for reader in _ALL}

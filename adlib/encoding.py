@@ -44,15 +44,17 @@ class Encoder(TransformerMixin, BaseEstimator):
 
     def fit_batches(self, batches: Iterable[pd.DataFrame]) -> "Encoder":
         """Learn from a table that comes in parts; memory grows with the number of different values, not of rows."""
-        counts, pool, rng, self.feature_names_in_ = {}, [], np.random.default_rng(0), None
-        for part in batches:
+        counts, pool, rng, self.feature_names_in_, held = {}, [], np.random.default_rng(0), None, set()
+        for part in map(named, batches):
             if self.feature_names_in_ is None:
                 self._set_columns(part)
             self._check_columns(part)
+            held |= {name for name in part.columns.difference(held) if part[name].notna().any()}
             for name in self.categorical_ if not self.buckets else ():
                 seen = _texts(part[name]).value_counts(sort=False)
                 seen = seen[seen > 0].set_axis(seen.index[seen > 0].astype(object))
                 counts[name] = counts[name].add(seen, fill_value=0) if name in counts else seen
+            part = part[[*self.numeric_, *self.vectors_, *self.text_]]  # of the others all values are counted
             pool.append(
                 part if len(part) <= SAMPLE else part.iloc[np.sort(rng.choice(len(part), SAMPLE, replace=False))]
             )
@@ -60,6 +62,8 @@ class Encoder(TransformerMixin, BaseEstimator):
                 pool = [pd.concat(pool).sample(SAMPLE, random_state=0)]
         if self.feature_names_in_ is None:
             raise ValueError("There is no row to learn the columns from.")
+        for name in (name for name in self.feature_names_in_ if name not in held):
+            warnings.warn(f"Column '{name}' holds no value at all: the model learns nothing from it.", stacklevel=4)
         self._learn(counts, pd.concat(pool) if len(pool) > 1 else pool[0])
         return self
 
@@ -75,8 +79,6 @@ class Encoder(TransformerMixin, BaseEstimator):
         self.categorical_ = [name for name in rest if name not in self.numeric_]
 
     def _learn(self, counts: dict[str, pd.Series], sample: pd.DataFrame) -> None:
-        for name in sample.columns[sample.isna().all()]:
-            warnings.warn(f"Column '{name}' holds no value at all: the model learns nothing from it.", stacklevel=5)
         self.values_ = {
             n: pd.Index(c.index[c >= self.min_count], dtype=object).sort_values() for n, c in counts.items()
         }
@@ -107,6 +109,7 @@ class Encoder(TransformerMixin, BaseEstimator):
 
     def transform(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Encode a table with the columns of ``fit``, in any order: slots (n, fields) int32, numbers (n, m) float32."""
+        X = named(X)
         self._check_columns(X)
         slots = np.empty((len(X), len(self.offsets_) - 1), dtype=np.int32)
         for j, name in enumerate(self.categorical_):
@@ -127,6 +130,14 @@ class Encoder(TransformerMixin, BaseEstimator):
         return slots, np.hstack([scaled, np.isnan(block[:, self.flagged_])]).astype(np.float32)
 
 
+def named(X: pd.DataFrame) -> pd.DataFrame:
+    """The table with texts as names of columns (an array's are "0", "1", ...); two columns of one name are an error."""
+    names = [str(name) for name in X.columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"The table has more than one column named {', '.join(twice)}: rename or drop all but one.")
+    return X if names == list(X.columns) else X.set_axis(names, axis=1)
+
+
 # -- kinds of columns ----------------------------------------------------------------------------------------------------
 
 
@@ -137,10 +148,24 @@ def is_numeric(column: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
+def _text(value) -> str:
+    """How a value is known: a whole number the same whether it comes as 1, 1.0 or "1", a truth value as 1 or 0."""
+    if isinstance(value, bool | np.bool_ | float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
 def _texts(column: pd.Series) -> pd.Series:
     """The column as categories of text; missing values stay missing."""
-    column = column.astype("category")
-    return column.cat.rename_categories(column.cat.categories.map(str))
+    try:
+        column = column.astype("category")
+    except TypeError:
+        raise ValueError(
+            f"Column '{column.name}' holds lists or dicts of its own kind: give numbers, names, texts or equal vectors."
+        ) from None
+    codes, names = pd.factorize(np.array([_text(v) for v in column.cat.categories], dtype=object))
+    known = pd.Categorical.from_codes(np.append(codes, -1)[column.cat.codes], names)  # missing has code −1
+    return pd.Series(known, index=column.index, name=column.name)
 
 
 def _numbers(X: pd.DataFrame, names: list[str]) -> np.ndarray:
@@ -155,7 +180,7 @@ def _numbers(X: pd.DataFrame, names: list[str]) -> np.ndarray:
 
 
 def _refuse_infinity(values: np.ndarray, name: str) -> None:
-    if len(rows := np.flatnonzero(np.isinf(values).reshape(len(values), -1).any(axis=1))):
+    if len(rows := np.flatnonzero(np.isinf(np.atleast_2d(values.T)).any(axis=0))):
         raise ValueError(f"Column '{name}' holds an infinite number (first in row {rows[0]}): correct or empty it.")
 
 

@@ -109,6 +109,18 @@ def death(notebook, cell, code):
     return {"status": "kernel died", "failure": describe(notebook, cell, f"the kernel died ({why})")}
 
 
+def save_sometimes(manager, seconds=2.0):
+    """Let papermill's manager write the notebook at the start, at most so often, and at the end, not twice a cell."""
+    write = manager.save
+
+    def _save(self, **options):
+        first, self.begun = not hasattr(self, "begun"), True
+        if first or self.end_time is not None or (self.now() - self.last_save_time).total_seconds() >= seconds:
+            write(self, **options)
+
+    manager.save = _save
+
+
 def execute(job, tell):
     """Execute ``job["notebook"]`` with ``job["parameters"]`` in ``job["folder"]``; returns the facts of `judge` and `events`."""
     import nbformat
@@ -125,6 +137,7 @@ def execute(job, tell):
         tell(cells=len(done), of=job["of"])
 
     dead = False
+    save_sometimes(papermill.engines.NotebookExecutionManager)
     try:
         papermill.execute_notebook(
             job["notebook"].replace("{", "{{").replace("}", "}}"),  # papermill formats paths

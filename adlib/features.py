@@ -3,6 +3,7 @@
 Taught in notebooks/03_ctr_modeling.ipynb.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -171,3 +172,24 @@ def leaking_columns(X: pd.DataFrame, y, most: int = 25_000, level: float = 1e-9)
         if name not in found and roc_auc_score(y, rates) > 0.99:
             found[name] = "it separates clicks from the rest almost alone"
     return found
+
+
+def warn_of_leaks(X: pd.DataFrame, y: np.ndarray) -> None:
+    """Warn of each column that decides the click in these rows, by name."""
+    for name, reason in leaking_columns(X, y).items():
+        warnings.warn(f"Column '{name}' seems to know the click ({reason}): was it known before?", stacklevel=3)
+
+
+def clicks(y, n: int, both: bool = True) -> np.ndarray:
+    """Clicks (n,) in float32, or a sentence that says what is wrong with them."""
+    y = np.asarray(y)
+    if y.shape != (n,) or n == 0:
+        raise ValueError(f"The table has {n} rows and the target has shape {y.shape}: give one click, 0 or 1, a row.")
+    found = pd.unique(pd.Series(y)).tolist()
+    if not set(found) <= {0, 1}:
+        raise ValueError(f"The target must be 0 (no click) or 1 (click); it holds {', '.join(map(str, found[:5]))}.")
+    if both and len(found) == 1:
+        raise ValueError(
+            f"Every row of the target is {int(found[0])}: a click model needs rows with and without a click."
+        )
+    return y.astype(np.float32)

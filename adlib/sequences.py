@@ -15,9 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from adlib import compute
-from adlib.ctr import clicks
 from adlib.encoding import Encoder
-from adlib.networks import RowAdagrad, bias_shift
+from adlib.features import clicks
+from adlib.networks import RowAdagrad, RowSums, bias_shift
 
 __all__ = ["KINDS", "Histories", "Rows", "SequenceModel", "histories"]
 
@@ -29,7 +29,8 @@ class Histories(NamedTuple):
     """The last L events before each of n impressions, the most recent one in the last place; 0 stands for no event.
 
     codes (n, L, c) int32 and ad (n, c) int32 share their numbering, column by column, so that ad and past can be compared;
-    hours (n, L) float32, time from the event to the impression; columns, c names; sizes, c numbers of codes with the 0.
+    hours (n, L) float32, time from the event to the impression; columns, c names; sizes, c numbers of codes with the 0;
+    values, c arrays: what the codes 1, 2, ... stand for.
     """
 
     codes: np.ndarray
@@ -37,6 +38,7 @@ class Histories(NamedTuple):
     ad: np.ndarray
     columns: tuple[str, ...]
     sizes: tuple[int, ...]
+    values: tuple[np.ndarray, ...] = ()
 
     def take(self, rows) -> "Histories":
         """The histories of these impressions (positions or a mask)."""
@@ -57,7 +59,9 @@ class Rows(NamedTuple):
 # -- histories -------------------------------------------------------------------------------------------------------------
 
 
-def histories(tables: dict[str, pd.DataFrame], length: int = 16, columns=("category", "event")) -> Histories:
+def histories(
+    tables: dict[str, pd.DataFrame], length: int = 16, columns=("category", "event"), known: Histories | None = None
+) -> Histories:
     """Collect for each impression the last events of that person strictly before it.
 
     Parameters
@@ -66,6 +70,7 @@ def histories(tables: dict[str, pd.DataFrame], length: int = 16, columns=("categ
     length : L, events kept; older ones are forgotten.
     columns : what is told of an event: a column of events (event, product_id) or of products (category, brand, ...). The
         ad is told in the same columns of its own product; a column that only events have is 0 there.
+    known : histories whose columns and codes to use again, for a model that was trained on them; a new value gets 0.
 
     Returns
     -------
@@ -79,24 +84,27 @@ def histories(tables: dict[str, pd.DataFrame], length: int = 16, columns=("categ
     """
     if length < 1:
         raise ValueError(f"length={length}: a history needs room for at least one event.")
+    columns = columns if known is None else known.columns
     if not columns:
         raise ValueError("columns is empty: name at least one thing that is told of an event.")
     shown, events = (_timed(tables, name) for name in ("impressions", "events"))
     users, span = pd.factorize(pd.concat([shown["user_id"], events["user_id"]]))[0], len(shown) + len(events)
-    both = pd.concat([shown["timestamp"], events["timestamp"]])
-    times = both.astype("datetime64[us, UTC]").astype("int64").to_numpy()
+    moments = pd.concat([shown["timestamp"], events["timestamp"]]).astype("datetime64[us, UTC]")
+    times = moments.astype("int64").to_numpy()
     key = users * span + np.unique(times, return_inverse=True)[1]  # by person, then by moment
     n, order = len(shown), np.argsort(key[len(shown) :], kind="stable")
     happened = key[n:][order]
     end = np.searchsorted(happened, key[:n], side="left")  # left: what happens at the same moment is not yet known
     begin = np.searchsorted(happened, users[:n] * span)
     at = end[:, None] + np.arange(-length, 0)
-    known = (at >= begin[:, None]) & (users[:n, None] >= 0)
-    row = np.append(order, len(order))[np.where(known, at, len(order))]  # one row past the events stands for none
-    codes, ad, sizes = zip(*(_codes(tables, shown, events, name) for name in columns), strict=True)
+    there = (at >= begin[:, None]) & (users[:n, None] >= 0)
+    row = np.append(order, len(order))[np.where(there, at, len(order))]  # one row past the events stands for none
+    numbered = zip(columns, known.values if known else [None] * len(columns), strict=True)
+    codes, ad, values = zip(*(_codes(tables, shown, events, *pair) for pair in numbered), strict=True)
     past = [np.append(code, 0)[row] for code in codes]
-    hours = np.where(known, (times[:n, None] - np.append(times[n:], 0)[row]) / 3.6e9, 0).astype(np.float32)
-    return Histories(np.stack(past, 2).astype(np.int32), hours, np.stack(ad, 1).astype(np.int32), tuple(columns), sizes)
+    hours = np.where(there, (times[:n, None] - np.append(times[n:], 0)[row]) / 3.6e9, 0).astype(np.float32)
+    sizes, ad = tuple(len(v) + 1 for v in values), np.stack(ad, 1).astype(np.int32)
+    return Histories(np.stack(past, 2).astype(np.int32), hours, ad, tuple(columns), sizes, values)
 
 
 def _timed(tables: dict[str, pd.DataFrame], name: str) -> pd.DataFrame:
@@ -111,8 +119,8 @@ def _timed(tables: dict[str, pd.DataFrame], name: str) -> pd.DataFrame:
     return table
 
 
-def _codes(tables, shown: pd.DataFrame, events: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Codes of one column for events (m,) and for the ads shown (n,), and how many there are; 0 is unknown."""
+def _codes(tables, shown, events, name: str, values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes of one column for events (m,) and for the ads shown (n,), and what they stand for; 0 is unknown."""
     if name in events and name != "product_id":
         past, ad = events[name], pd.Series(pd.NA, index=shown.index)
     else:
@@ -124,8 +132,12 @@ def _codes(tables, shown: pd.DataFrame, events: pd.DataFrame, name: str) -> tupl
                 raise ValueError(f"Neither events nor products hold the column '{name}' that the history should tell.")
             of = tables["products"].drop_duplicates("product_id").set_index("product_id")[name]
             past, ad = past.map(of), ad.map(of)
-    code, values = pd.factorize(pd.concat([past.astype("object"), ad.astype("object")], ignore_index=True))
-    return code[: len(past)] + 1, code[len(past) :] + 1, len(values) + 1  # a missing value has code −1
+    both = pd.concat([past.astype("object"), ad.astype("object")], ignore_index=True)
+    if values is None:
+        code, values = pd.factorize(both)
+    else:
+        code = pd.Index(values).get_indexer(both)
+    return code[: len(past)] + 1, code[len(past) :] + 1, np.asarray(values)  # a missing or new value has code −1
 
 
 def _product(tables, shown: pd.DataFrame) -> pd.Series:
@@ -283,7 +295,7 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
         y = clicks(y, len(X.flat))
         self.encoder_ = Encoder().fit(X.flat)
         self.classes_, self.base_rate_ = np.array([0, 1]), float(y.mean())
-        self.columns_, self.sizes_ = X.past.columns, X.past.sizes
+        self.columns_, self.sizes_, self.values_ = X.past.columns, X.past.sizes, X.past.values
         parts = self._tensors(X)
         with torch.random.fork_rng(devices=[]), compute.fast_cpu():
             torch.manual_seed(self.seed)
@@ -303,27 +315,29 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
         """Slots, numbers, and the history's codes, hours and ad."""
         if len(X.flat) != len(X.past.hours):
             raise ValueError(f"{len(X.flat)} rows of features and {len(X.past.hours)} histories: take the same rows.")
-        if (X.past.columns, X.past.sizes) != (self.columns_, self.sizes_):
+        same = (X.past.columns, X.past.sizes) == (self.columns_, self.sizes_)
+        if not same or not all(map(np.array_equal, X.past.values, self.values_)):
             told = f"{', '.join(self.columns_)} ({', '.join(map(str, self.sizes_))} codes)"
-            raise ValueError(f"The model was fitted on {told}: take both parts from one call of histories.")
+            raise ValueError(f"The model was fitted on {told}: call histories(..., known=those it learnt from).")
         return [torch.from_numpy(a) for a in (*self.encoder_.transform(X.flat), X.past.codes, X.past.hours, X.past.ad)]
 
     def _train(self, parts: list[torch.Tensor], y: torch.Tensor) -> None:
-        table = RowAdagrad(self.table_, self.initial_accumulator)
-        dense = torch.optim.Adam(self.network_.parameters(), lr=self.dense_learning_rate)
+        table, sums = RowAdagrad(self.table_, self.initial_accumulator), RowSums(self.table_)
+        dense = torch.optim.Adam(self.network_.parameters(), lr=self.dense_learning_rate, fused=True)
         batches = torch.cat([torch.randperm(len(y)) for _ in range(self.epochs)]).split(self.batch_size)
         for step, batch in enumerate(batches):
             decay = min(1 - step / len(batches), (step + 1) / (0.1 * len(batches)))
             dense.param_groups[0]["lr"] = self.dense_learning_rate * decay
             slots, numbers, *past = (t[batch].to(self.device) for t in parts)
-            rows = self.table_[slots.flatten()].requires_grad_()
+            used = slots.flatten().long()
+            rows = self.table_.index_select(0, used).requires_grad_()
             logit = self.network_(rows, numbers, past)
             loss = nn.functional.binary_cross_entropy_with_logits(logit, y[batch].to(self.device), reduction="sum")
             dense.zero_grad()
             loss.backward()
             dense.step()
-            used = slots.flatten().long()
-            table.step(used, used.unique(), rows.grad, self.learning_rate * decay)
+            touched = sums.rows(used)
+            table.step(touched, *sums(used, touched, rows.grad), self.learning_rate * decay)
 
     @torch.no_grad()
     def _logits(self, parts: list[torch.Tensor]) -> torch.Tensor:
@@ -331,7 +345,7 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
         with compute.fast_cpu():
             for part in zip(*(t.split(8192) for t in parts), strict=True):
                 slots, numbers, *past = (t.to(self.device) for t in part)
-                logits.append(self.network_(self.table_[slots.flatten()], numbers, past).cpu())
+                logits.append(self.network_(self.table_.index_select(0, slots.flatten()), numbers, past).cpu())
         return torch.cat(logits).double()
 
     def decision_function(self, X: Rows) -> np.ndarray:

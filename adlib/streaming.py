@@ -19,7 +19,8 @@ import torch
 from torch import distributed
 
 from adlib import parallel
-from adlib.ctr import CTRModel, clicks
+from adlib.ctr import CTRModel
+from adlib.features import clicks, warn_of_leaks
 
 PART = 262_144  # rows in memory at a time
 
@@ -52,8 +53,11 @@ def fit_parquet(model: CTRModel, path, target: str = "click", columns: Sequence[
     n, clicked = 0, 0.0
 
     def features() -> Iterator[pd.DataFrame]:
+        """Tables of features, counting rows and clicks as they pass."""
         nonlocal n, clicked
         for X, y in parts(log, columns, target, part):
+            if not n:
+                warn_of_leaks(X, y)
             n, clicked = n + len(y), clicked + float(y.sum())
             yield X
 
@@ -69,8 +73,15 @@ def fit_parquet(model: CTRModel, path, target: str = "click", columns: Sequence[
 def parts(log: ds.Dataset, columns: list[str], target: str, rows: int) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
     """Read a log as tables of ``rows`` rows (the last one is shorter) with their clicks; text comes as categories."""
     ready, size = [], 0
+    lean = ds.ParquetFragmentScanOptions(
+        pre_buffer=False, use_buffered_stream=True
+    )  # else a whole file piles up in memory
     batches = log.to_batches(
-        columns=[*columns, target], batch_size=min(rows, 65_536), batch_readahead=1, fragment_readahead=1
+        columns=[*columns, target],
+        batch_size=min(rows, 65_536),
+        batch_readahead=1,
+        fragment_readahead=1,
+        fragment_scan_options=lean,
     )
     for batch in batches:
         while batch.num_rows:

@@ -6,6 +6,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two files at a time on two cores; and with more threads lightfm is not deterministic
 ROOT = Path(__file__).resolve().parents[1]
 OFFLINE = os.pathsep.join([str(ROOT / "tests" / "offline"), str(ROOT)])
 
@@ -33,6 +36,11 @@ def write_notebook(folder, name, cells=(), *, parameters=PARAMETERS, read=READ, 
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
     return path
+
+
+def pytest_collection_modifyitems(items):
+    """Put the lessons first: they take longest, and the other worker does the rest meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
 
 
 @pytest.fixture(autouse=True)

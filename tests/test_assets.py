@@ -667,6 +667,7 @@ SHAPES = {
     "upworthy": (22_666, 12),
     "online_shoppers": (12_330, 18),
     "womens_clothing": (23_486, 10),
+    "catsup": (11_192, 7),
 }
 
 

@@ -112,3 +112,12 @@ def test_no_slate_beats_the_one_ranked_by_the_truth(seed, k):
 def test_an_impossible_slate_is_explained(k):
     with pytest.raises(ValueError, match=f"A slate of {k} from candidates of shape \\(2, 3\\)"):
         cm.rank_slate(np.zeros((2, 3)), k)
+
+
+def test_impossible_probabilities_and_rows_without_a_user_are_named():
+    for p in ([0.2, np.nan], [0.2, 1.7], [-0.1, 0.5]):
+        for measure in (cm.log_losses, cm.reliability):
+            with pytest.raises(ValueError, match="between 0 and 1; one of them is"):
+                measure([0, 1], p)
+    with pytest.raises(ValueError, match="Row 1 has no user"):
+        cm.mean_interval([1.0, 2.0], users=["a", None])

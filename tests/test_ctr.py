@@ -86,13 +86,45 @@ def test_the_factorisation_machine_is_the_sum_over_pairs():
     V, w, x = torch.randn(5, 3, 4, requires_grad=True), torch.randn(5, 3), torch.randn(5, 2)
     terms = torch.cat([V, x[:, :, None] * network.rows], 1)
     pairs = sum((terms[:, i] * terms[:, j]).sum(1) for i in range(5) for j in range(i))
-    found = network(V, w, x)
+    found = network(network.start(V, x), network.own(V, w), x)
     assert torch.allclose(found, -1.0 + w.sum(1) + x @ network.weights + pairs, atol=1e-5)
-    inputs, direction = (V, network.rows), torch.randn(5)
-    for by_hand, automatic in zip(  # the gradient of Pairs is written out
-        torch.autograd.grad(found, inputs, direction), torch.autograd.grad(pairs, inputs, direction), strict=True
-    ):
-        assert torch.allclose(by_hand, automatic, atol=1e-5)
+    wide = networks.Network("deepfm", 3, 2, 4, (8,), 0.0, -1.0)
+    wide.load_state_dict(network.state_dict(), strict=False)  # its perceptron starts at zero
+    assert torch.allclose(wide(wide.start(V, x), wide.own(V, w), x), found, atol=1e-5)
+    wide.out.weight.data.normal_()
+    perceptron = wide.out(wide.mlp(torch.cat([V.flatten(1), x], 1))).squeeze(1)
+    assert torch.allclose(wide(wide.start(V, x), wide.own(V, w), x), found + perceptron, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", networks.ARCHITECTURES)
+def test_one_step_is_a_step_down_the_gradient_that_autograd_finds(architecture):
+    X, y, _ = planted(64)
+    model = ctr.CTRModel(
+        architecture,
+        dim=3,
+        hidden=(5,),
+        l2=0.1,
+        initial_accumulator=1e12,
+        learning_rate=1e3,
+        init_scale=0.5,
+        bf16=False,
+    )
+    model._start(ctr.Encoder().fit(X), float(y.mean()))
+    torch.manual_seed(0)
+    model.weights_.normal_()
+    for p in model.network_.parameters():
+        p.data.add_(0.3 * torch.randn_like(p))
+    slots, x, clicks = model._encode(X, y.astype("float32"))
+    table, weights = model.table_.clone().requires_grad_(), model.weights_.clone().requires_grad_()
+    used, net = slots.long(), model.network_
+    logit = net(net.start(table[used], x), net.own(table[used], weights[used]), x)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, clicks, reduction="sum")
+    loss = loss + 0.05 * (table[used].square().sum() + weights[used].square().sum())
+    slopes = torch.autograd.grad(loss, [table, weights])
+    model._step(slots, x, clicks, 1.0)  # accumulators of 1e12 make Adagrad plain descent, at a rate of 1e3 / 1e6
+    for before, after, slope in zip((table, weights), (model.table_, model.weights_), slopes, strict=True):
+        if before.numel():
+            assert torch.allclose(before - after, 1e-3 * slope, atol=2e-6), architecture
 
 
 def test_a_cross_layer_is_the_formula():
@@ -104,18 +136,19 @@ def test_a_cross_layer_is_the_formula():
     c1 = c0 * network.crosses[0](c0) + c0
     top = torch.cat([network.mlp(c0), c0 * network.crosses[1](c1) + c1], 1)
     expected = -1.0 + w.sum(1) + x @ network.weights + network.out(top).squeeze(1)
-    assert torch.allclose(network(V, w, x), expected, atol=1e-5)
+    assert torch.allclose(network(network.start(V, x), network.own(V, w), x), expected, atol=1e-5)
 
 
 def test_row_adagrad_is_adagrad_on_summed_gradients():
     for shape in ((6, 3), (6,)):
         table = torch.randn(shape)
         before, slots, gradient = table.clone(), torch.tensor([4, 1, 4, 4]), torch.randn(4, *shape[1:])
-        adagrad = networks.RowAdagrad(table, initial=2.0)
+        adagrad, sums = networks.RowAdagrad(table, initial=2.0), networks.RowSums(table)
         total, G = torch.zeros(shape).index_add(0, slots, gradient), torch.full((6,), 2.0)
         expected = before.clone()
         for _ in range(2):
-            adagrad.step(slots, torch.unique(slots), gradient, rate=0.5)
+            rows = sums.rows(slots)
+            adagrad.step(rows, *sums(slots, rows, gradient), rate=0.5)
             G += total.reshape(6, -1).square().mean(1)
             expected -= 0.5 * (total.reshape(6, -1) / G.sqrt()[:, None]).reshape(shape)
         assert torch.allclose(table, expected, atol=1e-6)

@@ -286,3 +286,102 @@ def test_two_processes_make_the_model_of_one(log, tmp_path):
     X, _, _ = planted(5_000, seed=2)
     assert np.abs(one.decision_function(X) - two.decision_function(X)).max() < 0.01
     assert quality(two) == pytest.approx(quality(one), rel=1e-3)
+
+
+def drifting(n=20_001, seed=0):
+    """A log in order of time: first channel A with few clicks, then B with many."""
+    rng = np.random.default_rng(seed)
+    late = np.arange(n) >= n // 2
+    frame = pd.DataFrame({"channel": np.where(late, "B", "A"), "x": rng.normal(size=n)})
+    return frame, (rng.random(n) < np.where(late, 0.10, 0.02)).astype(int)
+
+
+def test_the_bias_is_settled_on_all_parts_of_a_file(tmp_path):
+    X, y = drifting()
+    X.assign(click=y).to_parquet(tmp_path / "log.parquet")
+    model = streaming.fit_parquet(ctr.CTRModel(batch_size=256), tmp_path / "log.parquet", part=10_000)
+    p = model.predict_proba(X)[:, 1]  # the third and last part is one row
+    assert p.mean() == pytest.approx(y.mean(), rel=0.03)
+
+
+def test_a_leak_is_named_in_streams_too(tmp_path):
+    X, y = drifting(4000)
+    spoilt = X.assign(oracle=np.where(y == 1, "yes", "no"))
+    spoilt.assign(click=y).to_parquet(tmp_path / "log.parquet")
+    with pytest.warns(UserWarning, match="Column 'oracle' seems to know the click"):
+        streaming.fit_parquet(ctr.CTRModel("lr"), tmp_path / "log.parquet")
+    with pytest.warns(UserWarning, match="Column 'oracle' seems to know the click"):
+        ctr.CTRModel("lr").partial_fit(spoilt, y)
+
+
+def test_a_whole_number_is_one_value_however_it_is_written():
+    rng = np.random.default_rng(0)
+    hour, y = rng.integers(1, 6, 4000), rng.integers(0, 2, 4000)
+    encoder = ctr.Encoder().fit(pd.DataFrame({"hour": pd.Categorical(hour)}))
+    ways = [
+        pd.Categorical([1, 5]),
+        pd.Categorical([1.0, 5.0]),
+        pd.Categorical(["1", "5"]),
+        pd.Categorical([1, 5, None])[:2],
+    ]
+    slots = [encoder.transform(pd.DataFrame({"hour": way}))[0].ravel().tolist() for way in ways]
+    assert slots[0] == slots[1] == slots[2] == slots[3] and min(slots[0]) >= 2
+    flag = ctr.Encoder().fit(pd.DataFrame({"weekend": y == 1}))
+    bools, numbers = (flag.transform(pd.DataFrame({"weekend": v}))[0] for v in (y == 1, pd.Categorical(y)))
+    assert np.array_equal(bools, numbers)
+    mixed = ctr.Encoder().fit(pd.DataFrame({"c": [1, "1", "x"]}, dtype=object))
+    assert len(mixed.values_["c"]) == 2
+
+
+def test_the_penalty_leaves_the_bias_alone_and_reaches_the_numbers():
+    X, y = drifting(8000)
+    plain, strong = (ctr.CTRModel(l2=l2, batch_size=256, hidden=(8,)).fit(X, y) for l2 in (0.0, 10.0))
+    assert strong.predict_proba(X)[:, 1].mean() == pytest.approx(y.mean(), rel=0.02)
+    assert strong.network_.bias.item() == pytest.approx(np.log(y.mean() / (1 - y.mean())), abs=0.2)
+    assert strong.network_.weights.abs().sum() <= plain.network_.weights.abs().sum()
+
+
+def test_files_of_two_models_of_one_shape_are_not_taken_for_one(tmp_path):
+    X, y = drifting(4000)
+    for name, clicks in (("a", y), ("b", 1 - y)):
+        ctr.CTRModel("lr").fit(X, clicks).save(tmp_path / name)
+    (tmp_path / "b" / "model.safetensors").replace(tmp_path / "a" / "model.safetensors")
+    with pytest.raises(ValueError, match="not of one model: the hash of the weights differs"):
+        ctr.CTRModel.load(tmp_path / "a")
+    facts = json.loads((tmp_path / "a" / "model.json").read_text())
+    del facts["encoder"]
+    (tmp_path / "a" / "model.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="is damaged \\(encoder missing\\)"):
+        ctr.CTRModel.load(tmp_path / "a")
+
+
+def test_a_model_fitted_on_an_array_can_be_saved_and_predicts(tmp_path):
+    rng = np.random.default_rng(0)
+    Z, y = rng.normal(size=(500, 3)), rng.integers(0, 2, 500)
+    model = ctr.CTRModel(seed=np.int64(3)).fit(Z, y)
+    assert np.allclose(ctr.CTRModel.load(model.save(tmp_path)).predict_proba(Z), model.predict_proba(Z))
+    assert model.predict_proba(Z[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0}, "epochs=0: give at least 1"),
+        ({"batch_size": 0}, "batch_size=0: give at least 1"),
+        ({"hidden": ()}, r"hidden=\(\): give at least 1"),
+        ({"dim": 0}, "dim=0: give at least 1"),
+        ({"patience": 2}, "patience=2 needs rows to watch"),
+        ({"device": "abacus"}, "Unknown device 'abacus'"),
+    ],
+)
+def test_impossible_settings_are_explained(options, words):
+    with pytest.raises(ValueError, match=words):
+        ctr.CTRModel(**options).fit(*drifting(200))
+
+
+def test_odd_columns_are_explained():
+    X, y = drifting(200)
+    with pytest.raises(ValueError, match="more than one column named x"):
+        ctr.CTRModel().fit(pd.concat([X, X[["x"]]], axis=1), y)
+    with pytest.raises(ValueError, match="Column 'odd' holds lists or dicts"):
+        ctr.CTRModel().fit(X.assign(odd=[{"a": 1}] * len(X)), y)

@@ -116,10 +116,10 @@ FLOORS = {  # the modules in one text are one room: they may know each other
         "language likelihood tuning footprint pretrained checkpoints reading extraction compression sampling",
         "copywriting preferences likeness rating interactive intake headlines",
         "imagery",
-        "serving",
+        "serving bandits pacing pricing delivery",
         "assistant",
         "trust",
-        "evaluation",
+        "evaluation experiments off_policy preregistration uplift",
     ],
     3: ["market catalogue traffic trouble"],
     4: ["cli course execution report results readiness syllabus"],
@@ -209,7 +209,7 @@ def test_it_neither_prints_nor_loads_code_nor_swallows_errors(module):
 
 def test_the_whole_package_keeps_its_budget():
     total = sum(p.read_text(encoding="utf-8").count("\n") for p in MODULES)
-    assert total <= 12_000
+    assert total <= 14_000
 
 
 def test_import_is_fast_and_light():

@@ -4,8 +4,11 @@ The default run is made once: all lessons, two at a time. Then each lesson runs 
 model, …), which must break the bands that `contracts.yaml` names: a check that cannot fail is worthless.
 """
 
+import functools
+import multiprocessing
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import yaml
@@ -39,19 +42,24 @@ def default_run(place):
     return run(place / "out", place / "artefacts", jobs=2, environment={"ADLIB_STRICT": "1"})
 
 
+def control(place, name):
+    """Run a lesson with its negative control; what earlier lessons left is at hand, copied so that no control spoils another's."""
+    artefacts = place / f"artefacts-{name}"
+    if (place / "artefacts").exists():
+        shutil.copytree(place / "artefacts", artefacts)
+    parameters = CONTRACTS[name]["control"]["parameters"]
+    return run(place / f"control-{name}", artefacts, name, parameters=parameters, jobs=1)[name]
+
+
 @pytest.fixture(scope="session")
 def controls(place, default_run):
-    """Run each lesson once more with its negative control; what earlier lessons left is at hand, copied so that no control spoils another's."""
+    """Run each lesson once more with its negative control, two at a time, longest first.
 
-    def control(name):
-        artefacts = place / f"artefacts-{name}"
-        if (place / "artefacts").exists():
-            shutil.copytree(place / "artefacts", artefacts)
-        parameters = CONTRACTS[name]["control"]["parameters"]
-        return name, run(place / f"control-{name}", artefacts, name, parameters=parameters, jobs=1)[name]
-
-    # one after the other: two threads that parse lessons at once meet a fault of Python 3.11 ("AST constructor recursion depth mismatch")
-    return dict(control(name) for name in LESSONS if name in CONTRACTS)
+    In processes: two threads that parse lessons at once meet a fault of Python 3.11 ("AST constructor recursion depth mismatch").
+    """
+    names = sorted((n for n in LESSONS if n in CONTRACTS), key=lambda name: -default_run[name].seconds)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        return dict(zip(names, pool.map(functools.partial(control, place), names), strict=True))
 
 
 # ---- the contracts themselves ---------------------------------------------------------------------------------------

@@ -243,3 +243,26 @@ def test_predicting_before_fitting_or_with_other_columns_is_explained(data):
     fitted = SequenceModel("cnn").fit(rows, y)
     with pytest.raises(ValueError, match=r"fitted on category, event \(6, 4 codes\)"):
         fitted.predict_proba(rows._replace(past=rows.past._replace(columns=("brand", "event"))))
+
+
+def test_tomorrows_log_is_told_in_the_codes_of_the_training():
+    tables = small()
+    past = histories(tables, 3)
+    events = tables["events"]
+    later = tables | {"events": events.iloc[::-1]}  # other order, so other codes if they were made anew
+    again = histories(later, 3, known=past)
+    assert all(map(np.array_equal, again.values, past.values)) and again.sizes == past.sizes
+    told = {int(c) for c in again.codes[..., 1].ravel()} - {0}
+    assert told <= set(range(1, past.sizes[1]))
+    strange = histories(tables | {"events": events.assign(event="never seen before")}, 3, known=past)
+    assert (strange.codes[..., 1] == 0).all()
+
+
+def test_histories_with_other_codes_are_refused(data):
+    rows, y, _ = data
+    values = (np.array(list("abcde")), np.array(list("xyz")))
+    first = rows._replace(past=rows.past._replace(values=values))
+    model = SequenceModel("none", epochs=1).fit(first.take(slice(0, 2000)), y[:2000])
+    other = first._replace(past=first.past._replace(values=(values[0][::-1], values[1])))
+    with pytest.raises(ValueError, match="known=those it learnt from"):
+        model.predict_proba(other)
