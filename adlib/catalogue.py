@@ -36,6 +36,7 @@ PAIR_COLUMNS = [
     "appeal",
     "copy",
 ]
+EVERYBODY = "our shoppers"  # the audience of an ad that is written for nobody in particular
 TONES: tuple[str, ...] = tuple(TRUTH["catalogue"]["tones"])
 
 
@@ -59,20 +60,29 @@ def stock(category: np.ndarray, price: np.ndarray, rng: np.random.Generator) -> 
     return frame
 
 
-def fact_sentence(product: Mapping, style: int, features: int = 3) -> str:
-    """One sentence with the product's brand, colour, material and its first features, in one of the planted styles."""
+def fact_sentence(product: Mapping, style: int, features: int = 3, styles: str = "facts") -> str:
+    """One sentence with the product's colour, material, first features and, with styles "facts", brand; "unsigned" leaves the brand out."""
     names = str(product["features"]).split("|")[:features]
     facts = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     item = f"pair of {product['category']}" if product["category"] in PAIRS else str(product["category"])
     parts = {k: str(product[k]) for k in ("brand", "colour", "material")} | {"item": item, "facts": facts}
     starts = {f"{k}_start": parts[k][:1].upper() + parts[k][1:] for k in ("facts", "material")}
-    text = TRUTH["copy"]["facts"][style].format(**parts, **starts)
+    text = TRUTH["copy"][styles][style].format(**parts, **starts)
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 
 def appeal_sentence(product: Mapping, appeal: str, tone: str, rng: np.random.Generator) -> str:
     """One sentence that makes the appeal in the tone, with the product's price in yuan where the phrase has one."""
     return rng.choice(TRUTH["copy"][appeal][tone]).format(price=f"{float(product['price']):.0f}")
+
+
+def audience_copy(product: Mapping, appeal: str, rng: np.random.Generator) -> str:
+    """Copy by a careful copywriter: every fact of the product once, then one sentence that makes the appeal and is signed by the brand."""
+    facts = fact_sentence(product, rng.integers(len(TRUTH["copy"]["unsigned"])), styles="unsigned")
+    appeal = appeal_sentence(product, appeal, rng.choice(TONES), rng)
+    item = f"pair of {product['category']}" if product["category"] in PAIRS else product["category"]
+    form = str(rng.choice(TRUTH["copy"]["signed"]))
+    return f"{facts} {form.format(brand=product['brand'], item=item, appeal=appeal[0].lower() + appeal[1:])}"
 
 
 def human_creatives(products: pd.DataFrame, each: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -115,7 +125,8 @@ def training_pairs(products: pd.DataFrame, n: int, seed: int = 0, brands: list[s
     """Pairs of (attributes, audience) and the human copy for them, to teach a language model the shop.
 
     The copywriter names every attribute given and makes the appeal that the audience likes most; a sustainability appeal is only made
-    where the product keeps it, else the second-best appeal is taken.
+    where the product keeps it, else the second-best appeal is taken. Every seventh pair is for ``EVERYBODY``: its appeal is any that the
+    product keeps.
 
     Parameters
     ----------
@@ -125,7 +136,7 @@ def training_pairs(products: pd.DataFrame, n: int, seed: int = 0, brands: list[s
     Returns
     -------
     DataFrame: product_id, brand, category, colour, material, features ("a|b", the two that the prompt names), price, attributes, audience,
-    persona (index), appeal, copy.
+    persona (index; -1: everybody), appeal, copy.
 
     Raises
     ------
@@ -139,23 +150,15 @@ def training_pairs(products: pd.DataFrame, n: int, seed: int = 0, brands: list[s
     for i, product in enumerate(
         stock.sample(n, replace=n > len(stock), random_state=int(rng.integers(2**31))).to_dict("records")
     ):
-        persona = i % len(PERSONAS)
+        persona = i % (len(PERSONAS) + 1)
         names = rng.permutation(product["features"].split("|"))[:2]
         product = {**product, "features": "|".join(names)}
-        appeal = best_appeal(product, persona)
-        sentences = [
-            fact_sentence(product, rng.integers(len(TRUTH["copy"]["facts"]))),
-            appeal_sentence(product, appeal, rng.choice(TONES), rng),
-        ]
-        rows.append(
-            {
-                **product,
-                "persona": persona,
-                "audience": PERSONAS[persona].audience,
-                "appeal": appeal,
-                "copy": " ".join(sentences),
-            }
-        )
+        if persona < len(PERSONAS):
+            told = {"persona": persona, "audience": PERSONAS[persona].audience, "appeal": best_appeal(product, persona)}
+        else:
+            kept = [a for a in APPEALS if a != "sustainability" or is_green(product["features"])]
+            told = {"persona": -1, "audience": EVERYBODY, "appeal": str(rng.choice(kept))}
+        rows.append({**product, **told, "copy": audience_copy(product, told["appeal"], rng)})
     frame = pd.DataFrame(rows)
     frame["attributes"] = [attribute_line(p) for p in rows]
     return frame[PAIR_COLUMNS]
@@ -163,9 +166,14 @@ def training_pairs(products: pd.DataFrame, n: int, seed: int = 0, brands: list[s
 
 def best_appeal(product: Mapping, persona: int) -> str:
     """The appeal that moves this persona most and that this product keeps."""
-    green = any(f in str(product["features"]) for f in TRUTH["catalogue"]["green_features"])
+    green = is_green(str(product["features"]))
     order = np.argsort(PERSONAS[persona].appeal)[::-1]
     return next(APPEALS[a] for a in order if APPEALS[a] != "sustainability" or green)
+
+
+def is_green(features: str) -> bool:
+    """Whether one of the features makes a sustainability claim true."""
+    return any(feature in features for feature in TRUTH["catalogue"]["green_features"])
 
 
 def reviews(market, n: int, seed: int = 0) -> pd.DataFrame:

@@ -129,7 +129,7 @@ class _Run:
         self.jobs = max(1, min(jobs, len(waiting)))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        defaults = QUIET | {"OMP_NUM_THREADS": str(max(1, cores // self.jobs))}
+        defaults = QUIET | {"OMP_NUM_THREADS": str(max(1, cores // min(self.jobs, self._side_by_side(waiting))))}
         self.environment = (
             defaults | os.environ | {"ADLIB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)} | environment
         )
@@ -159,6 +159,15 @@ class _Run:
                 self.tell(result)
             elif len(self.processes) < self.jobs and all(state == "completed" for state in states.values()):
                 self._start(name, result)
+
+    def _side_by_side(self, names):
+        """Return how many of the lessons can run at the same time at most, as lessons of one depth in the chain of needs."""
+
+        def depth(name):
+            return 1 + max((depth(need) for need in self.lessons[name].needs if need in names), default=-1)
+
+        depths = [depth(name) for name in names]
+        return max(map(depths.count, depths), default=1)
 
     def _minutes_behind(self, name):
         """Return the minutes of a lesson and of the longest chain that waits for it: the longest chain starts first."""
