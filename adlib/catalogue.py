@@ -125,8 +125,8 @@ def training_pairs(products: pd.DataFrame, n: int, seed: int = 0, brands: list[s
     """Pairs of (attributes, audience) and the human copy for them, to teach a language model the shop.
 
     The copywriter names every attribute given and makes the appeal that the audience likes most; a sustainability appeal is only made
-    where the product keeps it, else the second-best appeal is taken. Every seventh pair is for ``EVERYBODY``: its appeal is any that the
-    product keeps.
+    where the product keeps it, else the second-best appeal is taken. Of eight pairs one is for ``EVERYBODY``, with any appeal that the
+    product keeps, and two are for green shoppers, whose appeal hangs on the product and takes more examples to learn.
 
     Parameters
     ----------
@@ -146,18 +146,20 @@ def training_pairs(products: pd.DataFrame, n: int, seed: int = 0, brands: list[s
     stock = products if brands is None else products[products.brand.isin(brands)]
     if stock.empty:
         raise ValueError(f"No product is of the brands {brands}; the shop has {sorted(set(products.brand))}.")
+    green = next(k for k, persona in enumerate(PERSONAS) if persona.audience == "green shoppers")
+    turns = [*range(len(PERSONAS)), green, -1]  # whose turn it is; -1: everybody
     rows = []
     for i, product in enumerate(
         stock.sample(n, replace=n > len(stock), random_state=int(rng.integers(2**31))).to_dict("records")
     ):
-        persona = i % (len(PERSONAS) + 1)
+        persona = turns[i % len(turns)]
         names = rng.permutation(product["features"].split("|"))[:2]
         product = {**product, "features": "|".join(names)}
-        if persona < len(PERSONAS):
+        if persona >= 0:
             told = {"persona": persona, "audience": PERSONAS[persona].audience, "appeal": best_appeal(product, persona)}
         else:
             kept = [a for a in APPEALS if a != "sustainability" or is_green(product["features"])]
-            told = {"persona": -1, "audience": EVERYBODY, "appeal": str(rng.choice(kept))}
+            told = {"persona": persona, "audience": EVERYBODY, "appeal": str(rng.choice(kept))}
         rows.append({**product, **told, "copy": audience_copy(product, told["appeal"], rng)})
     frame = pd.DataFrame(rows)
     frame["attributes"] = [attribute_line(p) for p in rows]

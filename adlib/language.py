@@ -53,7 +53,7 @@ class Copywriter(NamedTuple):
 
 
 def copywriter(
-    pairs: pd.DataFrame, *, seed: int = 0, steps: int = 80, writer: str = "smollm2", again: bool = False, **options
+    pairs: pd.DataFrame, *, seed: int = 0, steps: int = 120, writer: str = "smollm2", again: bool = False, **options
 ) -> Copywriter:
     """A language model, SmolLM2 unless another is named, fine-tuned on pairs of attributes, audience and copy: what lesson 05 leaves to lesson 06.
 

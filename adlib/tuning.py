@@ -64,7 +64,7 @@ def fine_tune(
     prompts: Sequence[str],
     targets: Sequence[str],
     *,
-    steps: int = 80,
+    steps: int = 120,
     batch_size: int = 4,
     learning_rate: float = 8e-3,
     rank: int = 8,
@@ -291,7 +291,7 @@ def _with_adapter(model: PreTrainedModel, rank: int, top_layers: float, seed: in
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fine-tune a writer on a table of pairs, in as many processes as ``accelerate launch`` started, and write its adapter.
 
-    ``accelerate launch --num_processes 2 -m adlib.tuning pairs.csv adapter --steps 80``; pairs.csv has the columns attributes,
+    ``accelerate launch --num_processes 2 -m adlib.tuning pairs.csv adapter --steps 120``; pairs.csv has the columns attributes,
     audience and copy.
     """
     parser = argparse.ArgumentParser(prog="adlib.tuning", description=main.__doc__.split("\n")[0])

@@ -304,6 +304,17 @@ def test_lessons_that_do_not_wait_run_side_by_side(folder):
     assert max(a["begin"], c["begin"]) < min(a["end"], c["end"])
 
 
+def test_lessons_that_wait_for_each_other_get_all_cores(folder, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = "import os\nlesson.record(threads=int(os.environ['OMP_NUM_THREADS']))"
+    write_notebook(folder, "01_a", [threads])
+    write_notebook(folder, "02_b", [threads], needs=["01_a"])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert [r.metrics["threads"] for r in run(folder, jobs=2).values()] == [cores, cores]
+    write_notebook(folder, "03_c", [threads])
+    assert [r.metrics["threads"] for r in run(folder, jobs=2, force=True).values()] == [max(1, cores // 2)] * 3
+
+
 def test_the_longest_chain_starts_first(folder):
     clock = "import time\nlesson.record(begin=time.time())"
     write_notebook(folder, "01_a", [clock], minutes=2)
