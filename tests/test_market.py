@@ -181,6 +181,27 @@ def test_training_pairs_name_everything_they_are_given():
         market.training_pairs(shop, 5, brands=["Nobody"])
 
 
+def test_training_pairs_speak_to_each_audience_and_to_everybody():
+    shop = market.Market(seed=0, n_users=50)
+    pairs = market.training_pairs(shop, 400, seed=1)
+    turns = pairs.audience.value_counts()
+    assert turns.pop(catalogue.EVERYBODY) == 50 and turns.pop("green shoppers") == 100 and set(turns) == {50}
+    told = pairs[pairs.persona >= 0].to_dict("records")
+    assert all(r["appeal"] == catalogue.best_appeal(r, r["persona"]) for r in told)
+    assert pairs[pairs.persona < 0].appeal.nunique() >= 5  # nobody in particular: any appeal that the product keeps
+    claimed = pairs[pairs.appeal == "sustainability"]
+    assert len(claimed) and claimed.features.map(catalogue.is_green).all()
+    for row in pairs.to_dict("records"):
+        assert max(market.read_copy(row["copy"], row).appeals.items(), key=lambda item: item[1])[0] == row["appeal"]
+
+
+def test_no_sentence_of_an_unseen_brand_stands_in_the_training_copy():
+    shop = market.Market(seed=0, n_users=50)
+    new = ["Okaro", "Talwyn"]
+    known = market.training_pairs(shop, 400, seed=0, brands=sorted(set(shop.products.brand) - set(new)))
+    assert copywriting.verbatim_share(market.training_pairs(shop, 80, seed=1, brands=new)["copy"], known["copy"]) < 0.02
+
+
 def test_randomised_test_assigns_people_once_and_logs_the_split(shop):
     ads = shop.creatives
     log = shop.run_test(ads[ads.appeal == "price"], ads[ads.appeal == "quality"], n=20_000, seed=1)
