@@ -127,12 +127,9 @@ class _Run:
         self.results, self.out, self.timeout, self.tell = results, out, timeout, tell
         waiting = [name for name, result in results.items() if not result.reused]
         self.jobs = max(1, min(jobs, len(waiting)))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        defaults = QUIET | {"OMP_NUM_THREADS": str(max(1, cores // min(self.jobs, self._side_by_side(waiting))))}
-        self.environment = (
-            defaults | os.environ | {"ADLIB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)} | environment
-        )
+        fixed = {"ADLIB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        self.environment = QUIET | os.environ | fixed | environment
         self.processes, self.events, self.began, self.outcomes = {}, queue.Queue(), {}, {}
 
     def go(self):
@@ -160,6 +157,12 @@ class _Run:
             elif len(self.processes) < self.jobs and all(state == "completed" for state in states.values()):
                 self._start(name, result)
 
+    def _threads(self):
+        """Return the threads for a lesson that starts now: the cores, shared with all that can run beside it."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        ahead = [name for name, result in self.results.items() if result.status in ("waiting", "running")]
+        return max(1, cores // min(self.jobs, self._side_by_side(ahead)))
+
     def _side_by_side(self, names):
         """Return how many of the lessons can run at the same time at most, as lessons of one depth in the chain of needs."""
 
@@ -180,7 +183,8 @@ class _Run:
         stage.mkdir()
         path = str(self.lessons[name].path)
         job = {"lesson": name, "notebook": path, "parameters": result.parameters, "of": result.of}
-        self.processes[name] = execution.start(job, stage, self.environment, self.events)
+        environment = {"OMP_NUM_THREADS": str(self._threads())} | self.environment
+        self.processes[name] = execution.start(job, stage, environment, self.events)
         self.began[name], result.status = time.monotonic(), "running"
         self.tell(result)
 

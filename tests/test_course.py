@@ -312,7 +312,9 @@ def test_lessons_that_wait_for_each_other_get_all_cores(folder, monkeypatch):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert [r.metrics["threads"] for r in run(folder, jobs=2).values()] == [cores, cores]
     write_notebook(folder, "03_c", [threads])
-    assert [r.metrics["threads"] for r in run(folder, jobs=2, force=True).values()] == [max(1, cores // 2)] * 3
+    found = [r.metrics["threads"] for r in run(folder, jobs=2, force=True).values()]
+    assert found[0] == found[2] == max(1, cores // 2)  # beside each other
+    assert found[1] in (cores, max(1, cores // 2))  # all cores if 03_c has ended by then
 
 
 def test_the_longest_chain_starts_first(folder):
