@@ -29,7 +29,7 @@ class Cost:
 
     def __str__(self) -> str:
         reader = f", {self.reading:,.0f} of them for the person who reads" if self.reading else ""
-        return f"per thousand {self.unit}: {self.seconds:,.2g} s, {self.kwh:.2g} kWh, {self.yuan:,.2g} yuan{reader}"
+        return f"per thousand {self.unit}: {_small(self.seconds)} s, {_small(self.kwh)} kWh, {_small(self.yuan)} yuan{reader}"
 
 
 def cost_per_thousand(
@@ -99,7 +99,7 @@ def page(case: Case, table: pd.DataFrame, cost: Cost | None = None, note: str = 
     told = {name: case.drawbacks.get(name, "not stated.") for name in DRAWBACKS}
     told["cost"] += f" Measured here, {cost}." if cost else ""
     planned = ", ".join(f"{name} {share:.0%}" for name, share in case.shares.items())
-    verdicts = [f"{r.claim}: {r.verdict} ({r.reason})." for r in table.itertuples()]
+    verdicts = [f"{r.claim}: {r.verdict}; {r.reason}." for r in table.itertuples()]
     about = sorted(set(table.loc[table.verdict != NOT_TESTED, "speaks_about"]))
     parts = (
         say(case.background),
@@ -139,6 +139,11 @@ def forest(table: pd.DataFrame, title: str | None = None) -> Figure:
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.09), ncols=4, fontsize=9)
     ax.set_title(title or "", loc="left")
     return fig
+
+
+def _small(value: float) -> str:
+    """Two digits, and no powers of ten for what is next to nothing."""
+    return "below 0.001" if value < 0.001 else f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 def _list(items: list[str]) -> str:

@@ -1,6 +1,6 @@
 """Claims as records: read them from YAML, measure them on a randomised test, hold what was found against what was claimed.
 
-The course's own cases stand in ``cases.yaml``; ``adlib.case_pages`` shows them. Taught in notebooks/12_case_studies.ipynb, sections 9 to 12.
+The course's own cases stand in ``cases.yaml``; ``adlib.case_pages`` shows them. Taught in notebooks/12_case_studies.ipynb, sections 9 to 13.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from adlib.evaluation import VERDICTS, Lift, _check_columns, _log_lift, sample_r
 from adlib.preregistration import SampleRatioAlarm
 
 DRAWBACKS = ("privacy", "cost", "feedback")
-SCOPES = {"world": "the world: the people of this test, then", "method": "only the method: the people are simulated"}
+SCOPES = {"world": "the world: the people of this test, then", "method": "the method only: the people are simulated"}
 NOT_TESTED = "not tested"
 COLUMNS = (
     "case",
@@ -104,6 +104,11 @@ def built_in(name: str) -> Case:
     if name not in known:
         raise ValueError(f"there is no case {name!r}; the course has {', '.join(known)}")
     return known[name]
+
+
+def names() -> tuple[str, ...]:
+    """Keys of the course's cases, in the order of the lesson. Taught in section 10."""
+    return tuple(_course())
 
 
 def read_own(path: str | Path) -> tuple[Case, pd.DataFrame]:
