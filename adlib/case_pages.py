@@ -19,17 +19,17 @@ HEADINGS = ("Background", "Plan", "What was done", "What was measured", "Advanta
 
 @dataclass(frozen=True)
 class Cost:
-    """What a thousand made ads (or lists, or decisions) cost: seconds and kWh of one computer, yuan, and of these yuan a reader's."""
+    """What a thousand made ads (or lists, or decisions) cost: seconds of one core and joules, yuan, and of these yuan a reader's."""
 
     seconds: float
-    kwh: float
+    joules: float
     yuan: float
     reading: float
     unit: str
 
     def __str__(self) -> str:
         reader = f", {self.reading:,.0f} of them for the person who reads" if self.reading else ""
-        return f"per thousand {self.unit}: {_small(self.seconds)} s, {_small(self.kwh)} kWh, {_small(self.yuan)} yuan{reader}"
+        return f"per thousand {self.unit}: {in_digits(self.seconds)} s, {in_digits(self.joules)} J, {in_digits(self.yuan)} yuan{reader}"
 
 
 def cost_per_thousand(
@@ -43,7 +43,7 @@ def cost_per_thousand(
     wage: float = 60.0,
     unit: str = "ads",
 ) -> Cost:
-    r"""Energy and money for a thousand ads: :math:`kWh = s W / 3.6 \cdot 10^6`, yuan = energy + machine + reader.
+    r"""Energy and money for a thousand ads: :math:`J = s \cdot W`, yuan = energy (3.6 MJ are 1 kWh) + machine + reader.
 
     Parameters
     ----------
@@ -58,8 +58,13 @@ def cost_per_thousand(
     if not ads > 0 or min(seconds, watts, yuan_per_kwh, yuan_per_hour, reading_seconds, wage) < 0:
         raise ValueError(f"a cost needs ads above 0 and nothing negative, got {ads} ads in {seconds} s")
     each = 1000 * seconds / ads
-    kwh, reading = each * watts / 3.6e6, 1000 * reading_seconds / 3600 * wage
-    return Cost(each, kwh, kwh * yuan_per_kwh + each / 3600 * yuan_per_hour + reading, reading, unit)
+    joules, reading = each * watts, 1000 * reading_seconds / 3600 * wage
+    return Cost(each, joules, joules / 3.6e6 * yuan_per_kwh + each / 3600 * yuan_per_hour + reading, reading, unit)
+
+
+def in_digits(value: float) -> str:
+    """A number with two digits, and without powers of ten for what is next to nothing. Taught in section 12."""
+    return "below 0.001" if value < 0.001 else f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
@@ -124,26 +129,22 @@ def forest(table: pd.DataFrame, title: str | None = None) -> Figure:
     if shown.empty:
         raise ValueError("no claim of this table was tested, so there is nothing to draw")
     colour = dict(zip(VERDICTS, (COLOURS["green"], COLOURS["blue"], COLOURS["vermilion"], "#777777"), strict=True))
-    fig, ax = plt.subplots(figsize=(9.0, 1.2 + 0.27 * len(shown)))
+    fig, ax = plt.subplots(figsize=(9.5, 1.6 + 0.25 * len(shown)))
     for y, row in enumerate(shown.itertuples()):
-        ax.plot([row.low, row.high], [y, y], lw=3, color=colour[row.verdict], solid_capstyle="butt")
+        ax.plot([row.low, row.high], [y, y], lw=4, color=colour[row.verdict], solid_capstyle="butt")
         ax.plot(row.found, y, "o", color=colour[row.verdict], markersize=5)
-    ax.plot(shown.claimed, range(len(shown)), "D", color="black", markerfacecolor="none", markersize=6)
+    ax.plot(shown.claimed, range(len(shown)), "D", color="black", markerfacecolor="none", markersize=5, lw=0)
     ax.axvline(0, color="black", lw=1)
-    ax.set_yticks(range(len(shown)), shown["case"] + ": " + shown["claim"], fontsize=9)
+    short = shown["case"].str.partition(",")[0]
+    ax.set_yticks(range(len(shown)), short + ": " + shown["claim"], fontsize=9)
     ax.set_ylim(len(shown) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")
     ax.set_xlabel("relative lift with 95 % interval; the diamond is the claim")
-    handles = [plt.Line2D([], [], color=colour[v], lw=3, label=v) for v in VERDICTS if (shown.verdict == v).any()]
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.09), ncols=4, fontsize=9)
-    ax.set_title(title or "", loc="left")
+    handles = [plt.Line2D([], [], color=colour[v], lw=4, label=v) for v in VERDICTS if (shown.verdict == v).any()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+    fig.suptitle(title or "", x=0.01, ha="left")
     return fig
-
-
-def _small(value: float) -> str:
-    """Two digits, and no powers of ten for what is next to nothing."""
-    return "below 0.001" if value < 0.001 else f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 def _list(items: list[str]) -> str:

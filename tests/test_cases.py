@@ -143,9 +143,9 @@ def test_cost_by_hand():
     cost = case_pages.cost_per_thousand(
         36, 2000, watts=100, yuan_per_kwh=1, yuan_per_hour=2, reading_seconds=18, wage=50, unit="texts"
     )
-    assert cost.seconds == 18 and cost.kwh == pytest.approx(0.0005)
+    assert cost.seconds == 18 and cost.joules == pytest.approx(1800)
     assert cost.reading == pytest.approx(250) and cost.yuan == pytest.approx(0.0005 + 0.01 + 250)
-    assert str(cost) == "per thousand texts: 18 s, below 0.001 kWh, 250 yuan, 250 of them for the person who reads"
+    assert str(cost) == "per thousand texts: 18 s, 1,800 J, 250 yuan, 250 of them for the person who reads"
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 2), st.floats(-0.9, 3), st.floats(0, 3)), min_size=1, max_size=5))
