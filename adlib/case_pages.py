@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from adlib.cases import DRAWBACKS, NOT_TESTED, Case
+from adlib.cases import DRAWBACKS, NOT_TESTED, SCOPES, Case
 from adlib.evaluation import VERDICTS
 from adlib.plots import COLOURS
 
@@ -53,7 +53,7 @@ def cost_per_thousand(
     yuan_per_hour : rent of one core. Assumed: order of the list prices of cloud machines. The energy is counted beside it, so this is an upper end.
     reading_seconds, wage : a person's time an ad before it runs, and yuan an hour. Assumed.
 
-    Raises ValueError: ads not above 0, anything negative. Taught in section 10.
+    Raises ValueError: ads not above 0, anything negative. Taught in section 9.
     """
     if not ads > 0 or min(seconds, watts, yuan_per_kwh, yuan_per_hour, reading_seconds, wage) < 0:
         raise ValueError(f"a cost needs ads above 0 and nothing negative, got {ads} ads in {seconds} s")
@@ -68,7 +68,7 @@ def in_digits(value: float) -> str:
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `judge` as it is read: claim, found, interval, traffic needed, verdict, speaks about. Taught in section 10."""
+    """The table of `judge` as it is read: claim, found, interval, traffic needed, verdict, speaks about. Taught in section 12."""
     tested = table["found"].notna()
     percent = lambda column: [f"{v:+.1%}" if t else "" for v, t in zip(table[column], tested, strict=True)]  # noqa: E731
     low, high = percent("low"), percent("high")
@@ -96,7 +96,7 @@ def page(case: Case, table: pd.DataFrame, cost: Cost | None = None, note: str = 
     ----------
     table : from `judge`. cost : from `cost_per_thousand`, shown among the drawbacks. note : a sentence on what was measured, numbers included.
 
-    Taught in section 10.
+    Taught in section 9.
     """
     if cost is None and case.cost:
         cost = cost_per_thousand(**case.cost)
@@ -123,7 +123,7 @@ def page(case: Case, table: pd.DataFrame, cost: Cost | None = None, note: str = 
 def forest(table: pd.DataFrame, title: str | None = None) -> Figure:
     """Draw every tested claim of `judge` tables: the interval, the estimate, and a diamond at the claimed lift.
 
-    Colours say the verdict. Raises ValueError if nothing was tested. Taught in section 11.
+    Colours say the verdict; a claim that was judged on real people says so. Raises ValueError if nothing was tested. Taught in section 12.
     """
     shown = table[table["found"].notna()].reset_index(drop=True)
     if shown.empty:
@@ -136,7 +136,8 @@ def forest(table: pd.DataFrame, title: str | None = None) -> Figure:
     ax.plot(shown.claimed, range(len(shown)), "D", color="black", markerfacecolor="none", markersize=5, lw=0)
     ax.axvline(0, color="black", lw=1)
     short = shown["case"].str.partition(",")[0]
-    ax.set_yticks(range(len(shown)), short + ": " + shown["claim"], fontsize=9)
+    real = (shown["speaks_about"] == SCOPES["world"]).map({True: " (real people)", False: ""})
+    ax.set_yticks(range(len(shown)), short + ": " + shown["claim"] + real, fontsize=9)
     ax.set_ylim(len(shown) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")

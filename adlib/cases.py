@@ -85,7 +85,7 @@ def read_case(path: str | Path) -> Case:
     path : the file. Needed: name and claims, a list of {what, metric, claim} and, where it is a ratio of two columns, per. The other
         fields of `Case` are texts; what is left out is shown as "not stated".
 
-    Raises ValueError: no such file, broken YAML, an unknown or missing key, a claim outside 0 to 5. Taught in section 12.
+    Raises ValueError: no such file, broken YAML, an unknown or missing key, a claim outside 0 to 5. Taught in section 13.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,7 +99,7 @@ def read_case(path: str | Path) -> Case:
 
 
 def built_in(name: str) -> Case:
-    """Return a case of the course by its key in ``cases.yaml``. Raises ValueError for another key. Taught in section 10."""
+    """Return a case of the course by its key in ``cases.yaml``. Raises ValueError for another key. Taught in section 9."""
     known = _course()
     if name not in known:
         raise ValueError(f"there is no case {name!r}; the course has {', '.join(known)}")
@@ -107,7 +107,7 @@ def built_in(name: str) -> Case:
 
 
 def names() -> tuple[str, ...]:
-    """Keys of the course's cases, in the order of the lesson. Taught in section 10."""
+    """Keys of the course's cases, in the order of the lesson. Taught in section 13."""
     return tuple(_course())
 
 
@@ -118,7 +118,7 @@ def read_own(path: str | Path) -> tuple[Case, pd.DataFrame]:
     ----------
     path : YAML file as in `read_case`; beside it ``impressions`` (.csv, .csv.gz, .parquet), with the columns of the course and arm.
 
-    Returns the case and its rows. Raises ValueError as `read_case`, and tables.TableError. Taught in section 12.
+    Returns the case and its rows. Raises ValueError as `read_case`, and tables.TableError. Taught in section 13.
     """
     case = read_case(path)
     return case, tables.read_tables(Path(path).parent, only=["impressions"])["impressions"]
@@ -138,7 +138,7 @@ def measure(case: Case, rows: pd.DataFrame) -> dict[str, Found]:
     Raises
     ------
     ValueError : no column arm, arms other than planned, a metric that the rows lack, and as `evaluation.user_level_lift`.
-    SampleRatioAlarm : before any lift is computed. Taught in section 10.
+    SampleRatioAlarm : before any lift is computed. Taught in section 9.
     """
     if "arm" not in rows:
         raise ValueError(
@@ -172,7 +172,7 @@ def paired_lift(treatment: np.ndarray, control: np.ndarray, alpha: float = 0.05)
     ----------
     treatment, control : (n,) outcomes of the same units, in the same order, in the same unit of measure.
 
-    Raises ValueError: lengths that differ, fewer than two units, a mean that is not above zero, no variation. Taught in section 10.
+    Raises ValueError: lengths that differ, fewer than two units, a mean that is not above zero, no variation. Taught in section 11.1.
     """
     t, c = np.asarray(treatment, float), np.asarray(control, float)
     if t.ndim != 1 or t.shape != c.shape or len(t) < 2:
@@ -186,7 +186,7 @@ def paired_lift(treatment: np.ndarray, control: np.ndarray, alpha: float = 0.05)
 def implied_lift(estimate: float, p_value: float) -> Lift:
     r"""Interval that a published lift and its two-sided p-value imply: :math:`error = \ln(1 + lift) / z_{1 - p/2}`.
 
-    Raises ValueError: a lift of 0 or at most -1, a p-value outside (0, 1). Taught in section 10.
+    Raises ValueError: a lift of 0 or at most -1, a p-value outside (0, 1). Taught in section 11.10.
     """
     if estimate <= -1 or estimate == 0 or not 0 < p_value < 1:
         raise ValueError("an implied interval needs a lift above -1 that is not 0, and a p-value between 0 and 1")
@@ -213,7 +213,7 @@ def judge(case: Case, found: Mapping[str, Found]) -> pd.DataFrame:
     DataFrame, one row a claim: case, claim, by, claimed, found, low, high (relative lifts), n and traffic_needed (in `unit` an arm),
     unit, verdict (`evaluation.VERDICTS` or "not tested"), speaks_about, reason.
 
-    Raises ValueError: a claim that was neither measured nor declared as not tested. Taught in section 10.
+    Raises ValueError: a claim that was neither measured nor declared as not tested. Taught in section 9.
     """
     rows = []
     for claim in case.claims:

@@ -166,7 +166,7 @@ def test_what_was_not_tested_is_said_and_not_drawn():
     assert text["found"].tolist() == ["+10.0%", ""] and text["claim"].tolist() == ["a +20%", "b +20%"]
     assert "no pictures here" in case_pages.page(case, table)
     (ax,) = case_pages.forest(table).axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["x: a"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["x: a (real people)"]
     assert ax.get_xlabel().startswith("relative lift")
 
 
@@ -262,3 +262,13 @@ def test_errors_of_the_rows(rows, message):
 def test_errors_of_the_numbers(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_four_columns_are_enough(folder, shop_test):
+    (folder / "case.yaml").write_text(GOOD, encoding="utf-8")
+    shop_test[["timestamp", "user_id", "click", "arm"]].to_csv(folder / "impressions.csv", index=False)
+    case, rows = cases.read_own(folder / "case.yaml")
+    table = cases.judge(case, cases.measure(case, rows))
+    assert table.speaks_about.tolist() == [cases.SCOPES["world"]]
+    page = case_pages.page(case, table)
+    assert page.count("Not stated.") == 3 and page.count("not stated.") == 3  # what nobody wrote is said to be missing
