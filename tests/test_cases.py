@@ -272,3 +272,19 @@ def test_four_columns_are_enough(folder, shop_test):
     assert table.speaks_about.tolist() == [cases.SCOPES["world"]]
     page = case_pages.page(case, table)
     assert page.count("Not stated.") == 3 and page.count("not stated.") == 3  # what nobody wrote is said to be missing
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"claim": 20}, r"claim must lie between 0 and 5 \(0.20 is \+20 %\), got 20"),
+        ({"treatment_share": 1.0}, "treatment_share must lie between 0 and 1, got 1.0"),
+        ({"test_size": 5000}, "test_size is 5000: below 100,000 impressions an arm may have no order"),
+    ],
+)
+def test_errors_of_the_lessons_parameters(values, message):
+    cell = next(source for source in notebook_code() if source.startswith("if not 0 < claim"))
+    good = {"claim": 0.2, "treatment_share": 0.5, "test_size": 600_000}
+    exec(cell, dict(good))
+    with pytest.raises(ValueError, match=message):
+        exec(cell, good | values)
