@@ -83,7 +83,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
             "interval": [f"{a} to {b}" if a else "" for a, b in zip(low, high, strict=True)],
             "traffic needed, an arm": needed,
             "verdict": table.verdict.to_numpy(),
-            "speaks about": table.speaks_about.to_numpy(),
+            "speaks about": table.speaks_about.str.partition(":")[0].to_numpy(),
         },
         index=pd.Index(table["case"].to_numpy(), name="case"),
     )
@@ -110,7 +110,7 @@ def page(case: Case, table: pd.DataFrame, cost: Cost | None = None, note: str = 
         say(case.background),
         say(f"{case.plan} Planned shares of people: {planned}. Sample ratio first, then the rule."),
         say(case.done),
-        as_text(table).to_html(index=False, escape=True, border=0) + (say(note) if note else ""),
+        as_text(table).to_html(index=False, escape=True, border=0, justify="left") + (say(note) if note else ""),
         say(case.advantages),
         _list([f"{name.capitalize()}: {text}" for name, text in told.items()]),
         _list([*verdicts, f"Speaks about {'; and '.join(about) or 'nothing'}."]),

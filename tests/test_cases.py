@@ -164,6 +164,7 @@ def test_what_was_not_tested_is_said_and_not_drawn():
     assert table.verdict.tolist() == ["underpowered", "not tested"]
     text = case_pages.as_text(table)
     assert text["found"].tolist() == ["+10.0%", ""] and text["claim"].tolist() == ["a +20%", "b +20%"]
+    assert text["speaks about"].tolist() == ["the world", "nothing"]
     assert "no pictures here" in case_pages.page(case, table)
     (ax,) = case_pages.forest(table).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["x: a (real people)"]
