@@ -119,7 +119,7 @@ FLOORS = {  # the modules in one text are one room: they may know each other
         "serving bandits pacing pricing delivery",
         "assistant",
         "trust",
-        "evaluation experiments off_policy preregistration uplift",
+        "evaluation experiments off_policy preregistration uplift cases case_pages",
     ],
     3: ["market catalogue traffic trouble"],
     4: ["cli course execution report results readiness syllabus"],
