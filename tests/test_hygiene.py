@@ -209,7 +209,7 @@ def test_it_neither_prints_nor_loads_code_nor_swallows_errors(module):
 
 def test_the_whole_package_keeps_its_budget():
     total = sum(p.read_text(encoding="utf-8").count("\n") for p in MODULES)
-    assert total <= 14_000
+    assert total <= 15_500
 
 
 def test_import_is_fast_and_light():
