@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from adlib import compute
 from adlib.language import token_pairs
 from adlib.pretrained import arithmetic, length_batches, padded
-from adlib.tuning import LORA_TARGETS
+from adlib.tuning import upper_lora
 
 # -- clicks become pairs -------------------------------------------------------------------------------------------------------
 
@@ -320,18 +320,10 @@ def _loop(tuned, good, bad, reference, beta, anchor, steps, batch_size, learning
 
 
 def _adapted(model: PreTrainedModel, rank: int, top_layers: float, seed: int) -> peft.PeftModel:
-    layers = model.config.num_hidden_layers
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=list(LORA_TARGETS),
-        layers_to_transform=list(range(layers - max(1, round(top_layers * layers)), layers)),
-        task_type="CAUSAL_LM",
-    )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers under an old name
         torch.manual_seed(seed)
-        return peft.get_peft_model(copy.deepcopy(model), config)
+        return peft.get_peft_model(copy.deepcopy(model), upper_lora(model, rank, top_layers))
 
 
 def _merged(tuned: peft.PeftModel) -> PreTrainedModel:

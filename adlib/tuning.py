@@ -274,18 +274,22 @@ def recomputing(model: peft.PeftModel, on: bool = True) -> Iterator[None]:
                 base.gradient_checkpointing_disable()
 
 
-def _with_adapter(model: PreTrainedModel, rank: int, top_layers: float, seed: int) -> peft.PeftModel:
+def upper_lora(model: PreTrainedModel, rank: int, top_layers: float) -> peft.LoraConfig:
+    """Low-rank adapters for the matrices of the upper share ``top_layers`` of a model's layers, scaled by 2."""
     layers = model.config.num_hidden_layers
-    config = peft.LoraConfig(
+    return peft.LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
         target_modules=list(LORA_TARGETS),
         layers_to_transform=list(range(layers - max(1, round(top_layers * layers)), layers)),
         task_type="CAUSAL_LM",
     )
+
+
+def _with_adapter(model: PreTrainedModel, rank: int, top_layers: float, seed: int) -> peft.PeftModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return checkpoints.peft_model(model, config)
+        return checkpoints.peft_model(model, upper_lora(model, rank, top_layers))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
