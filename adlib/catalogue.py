@@ -64,7 +64,7 @@ def fact_sentence(product: Mapping, style: int, features: int = 3, styles: str =
     """One sentence with the product's colour, material, first features and, with styles "facts", brand; "unsigned" leaves the brand out."""
     names = str(product["features"]).split("|")[:features]
     facts = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    item = f"pair of {product['category']}" if product["category"] in PAIRS else str(product["category"])
+    item = _item(product)
     parts = {k: str(product[k]) for k in ("brand", "colour", "material")} | {"item": item, "facts": facts}
     starts = {f"{k}_start": parts[k][:1].upper() + parts[k][1:] for k in ("facts", "material")}
     text = TRUTH["copy"][styles][style].format(**parts, **starts)
@@ -79,10 +79,14 @@ def appeal_sentence(product: Mapping, appeal: str, tone: str, rng: np.random.Gen
 def audience_copy(product: Mapping, appeal: str, rng: np.random.Generator) -> str:
     """Copy by a careful copywriter: every fact of the product once, then one sentence that makes the appeal and is signed by the brand."""
     facts = fact_sentence(product, rng.integers(len(TRUTH["copy"]["unsigned"])), styles="unsigned")
-    appeal = appeal_sentence(product, appeal, rng.choice(TONES), rng)
-    item = f"pair of {product['category']}" if product["category"] in PAIRS else product["category"]
+    reason = appeal_sentence(product, appeal, rng.choice(TONES), rng)
     form = str(rng.choice(TRUTH["copy"]["signed"]))
-    return f"{facts} {form.format(brand=product['brand'], item=item, appeal=appeal[0].lower() + appeal[1:])}"
+    signed = form.format(brand=product["brand"], item=_item(product), appeal=reason[0].lower() + reason[1:])
+    return f"{facts} {signed}"
+
+
+def _item(product: Mapping) -> str:
+    return f"pair of {product['category']}" if product["category"] in PAIRS else str(product["category"])
 
 
 def human_creatives(products: pd.DataFrame, each: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -243,6 +247,7 @@ def read_copy(text: str, product: Mapping) -> CopyReading:
 @cache
 def _lexicon() -> dict[str, re.Pattern]:
     def one(phrase: str) -> str:
+        """Return the pattern of a phrase."""
         words = re.escape(phrase.rstrip("*"))
         return rf"\b{words}" + (r"\w*" if phrase.endswith("*") else r"\b")
 

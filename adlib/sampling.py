@@ -71,6 +71,7 @@ def _continue(model, ids, mask, n, pick, stop, max_new_tokens) -> list[list[int]
     cache = DynamicCache(config=model.config)
 
     def read(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits (rows, words) of the token that follows."""
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
         return out.logits[:, -1].float()
 
