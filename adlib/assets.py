@@ -332,7 +332,7 @@ def asset_cards() -> str:
     """The data cards of all assets as markdown, for the part of ``data/README.md`` between its two `assets` markers."""
     lines = ["| asset | what it is | MB | licence | lessons | source |", "|---|---|---|---|---|---|"]
     for asset in registry().values():
-        lessons = ", ".join(lesson[:2] for lesson in asset.lessons)
+        lessons = ", ".join(lesson[:2] for lesson in asset.lessons) or "none yet"
         source = asset.package or (asset.system or {}).get("package", "") or "pinned URL"
         mark = " (default)" if asset.default else ""
         row = [f"`{asset.name}`{mark}", asset.title, f"{asset.bytes / 1e6:.1f}", asset.licence, lessons, source]

@@ -14,6 +14,7 @@ from adlib.cases import DRAWBACKS, NOT_TESTED, SCOPES, Case
 from adlib.evaluation import VERDICTS
 from adlib.plots import COLOURS
 
+COLOUR_OF = dict(zip(VERDICTS, (COLOURS["green"], COLOURS["blue"], COLOURS["vermilion"], "#777777"), strict=True))
 HEADINGS = ("Background", "Plan", "What was done", "What was measured", "Advantages", "Drawbacks", "Verdict")
 
 
@@ -68,7 +69,7 @@ def in_digits(value: float) -> str:
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `judge` as it is read: claim, found, interval, traffic needed, verdict, speaks about. Taught in section 12."""
+    """The table of `judge` as it is read: claim, found, interval, traffic needed, verdict (and whether it is a loss), speaks about. Taught in section 12."""
     tested = table["found"].notna()
     percent = lambda column: [f"{v:+.1%}" if t else "" for v, t in zip(table[column], tested, strict=True)]  # noqa: E731
     low, high = percent("low"), percent("high")
@@ -81,8 +82,8 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
             "by": table.by.to_numpy(),
             "found": percent("found"),
             "interval": [f"{a} to {b}" if a else "" for a, b in zip(low, high, strict=True)],
-            "traffic needed, an arm": needed,
-            "verdict": table.verdict.to_numpy(),
+            "traffic needed": needed,
+            "verdict": (table.verdict + (table.high < 0).map({True: ", a loss", False: ""})).to_numpy(),
             "speaks about": table.speaks_about.str.partition(":")[0].to_numpy(),
         },
         index=pd.Index(table["case"].to_numpy(), name="case"),
@@ -128,11 +129,10 @@ def forest(table: pd.DataFrame, title: str | None = None) -> Figure:
     shown = table[table["found"].notna()].reset_index(drop=True)
     if shown.empty:
         raise ValueError("no claim of this table was tested, so there is nothing to draw")
-    colour = dict(zip(VERDICTS, (COLOURS["green"], COLOURS["blue"], COLOURS["vermilion"], "#777777"), strict=True))
     fig, ax = plt.subplots(figsize=(9.5, 1.6 + 0.25 * len(shown)))
     for y, row in enumerate(shown.itertuples()):
-        ax.plot([row.low, row.high], [y, y], lw=4, color=colour[row.verdict], solid_capstyle="butt")
-        ax.plot(row.found, y, "o", color=colour[row.verdict], markersize=5)
+        ax.plot([row.low, row.high], [y, y], lw=4, color=COLOUR_OF[row.verdict], solid_capstyle="butt")
+        ax.plot(row.found, y, "o", color=COLOUR_OF[row.verdict], markersize=5)
     ax.plot(shown.claimed, range(len(shown)), "D", color="black", markerfacecolor="none", markersize=5, lw=0)
     ax.axvline(0, color="black", lw=1)
     short = shown["case"].str.partition(",")[0]
@@ -142,7 +142,7 @@ def forest(table: pd.DataFrame, title: str | None = None) -> Figure:
     ax.grid(axis="y", visible=False)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")
     ax.set_xlabel("relative lift with 95 % interval; the diamond is the claim")
-    handles = [plt.Line2D([], [], color=colour[v], lw=4, label=v) for v in VERDICTS if (shown.verdict == v).any()]
+    handles = [plt.Line2D([], [], color=COLOUR_OF[v], lw=4, label=v) for v in VERDICTS if (shown.verdict == v).any()]
     fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     fig.suptitle(title or "", x=0.01, ha="left")
     return fig

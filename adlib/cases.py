@@ -22,6 +22,7 @@ from adlib.preregistration import SampleRatioAlarm
 DRAWBACKS = ("privacy", "cost", "feedback")
 SCOPES = {"world": "the world: the people of this test, then", "method": "the method only: the people are simulated"}
 NOT_TESTED = "not tested"
+LOSS = "the whole interval lies below zero: a loss"
 COLUMNS = (
     "case",
     "claim",
@@ -70,11 +71,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Found:
-    """The lift of one claim and how many `unit` an arm (impressions, tests, learners) it was measured on."""
+    """The lift of one claim and how many `unit` it was measured on: impressions an arm; tests or learners, where each met both arms."""
 
     lift: Lift
     n: float
-    unit: str = "impressions"
+    unit: str = "impressions an arm"
 
 
 def read_case(path: str | Path) -> Case:
@@ -194,7 +195,7 @@ def implied_lift(estimate: float, p_value: float) -> Lift:
 
 
 def traffic_needed(claim: float, lift: Lift, n: float, power: float = 0.8) -> float:
-    r"""Units an arm that tell `claim` from zero, scaled from a lift measured on n an arm: :math:`n ((z_{.975} + z_{power}) error / \ln(1 + claim))^2`.
+    r"""Units that tell `claim` from zero, scaled from a lift measured on n of them (an arm, or paired): :math:`n ((z_{.975} + z_{power}) error / \ln(1 + claim))^2`.
 
     Raises ValueError: a claim not above 0, a power outside (0, 1). Taught in section 7.
     """
@@ -210,8 +211,8 @@ def judge(case: Case, found: Mapping[str, Found]) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, one row a claim: case, claim, by, claimed, found, low, high (relative lifts), n and traffic_needed (in `unit` an arm),
-    unit, verdict (`evaluation.VERDICTS` or "not tested"), speaks_about, reason.
+    DataFrame, one row a claim: case, claim, by, claimed, found, low, high (relative lifts), n and traffic_needed (in `unit`), unit,
+    verdict (`evaluation.VERDICTS` or "not tested"), speaks_about, reason; the reason says so where the whole interval lies below zero.
 
     Raises ValueError: a claim that was neither measured nor declared as not tested. Taught in section 9.
     """
@@ -224,7 +225,7 @@ def judge(case: Case, found: Mapping[str, Found]) -> pd.DataFrame:
             said = verdict(claim.claim, f.lift.low, f.lift.high)
             numbers = {"found": f.lift.estimate, "low": f.lift.low, "high": f.lift.high, "n": f.n, "unit": f.unit}
             row |= numbers | {"traffic_needed": traffic_needed(claim.claim, f.lift, f.n), "verdict": said}
-            rows.append(row | {"speaks_about": about, "reason": VERDICTS[said]})
+            rows.append(row | {"speaks_about": about, "reason": LOSS if f.lift.high < 0 else VERDICTS[said]})
         elif claim.what in case.not_tested:
             rows.append(row | {"verdict": NOT_TESTED, "speaks_about": "nothing", "reason": case.not_tested[claim.what]})
         else:

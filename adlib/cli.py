@@ -186,7 +186,7 @@ def fetch(
 
     **Examples**
 
-    - `adlib fetch` fetches what a default run needs, about 200 MB.
+    - `adlib fetch` fetches what a default run needs: 181 MB to download, 217 MB on disk.
     - `adlib fetch upworthy` fetches one more data set; the lessons that use it then show one more section.
     - `adlib fetch --mirror /media/stick` fills a stick; learners set `ADLIB_MIRROR=/media/stick` and need no network.
     """

@@ -159,8 +159,8 @@ def upworthy(folder: Path) -> pd.DataFrame:
 
     Notes
     -----
-    News headlines, no shop ads. About 22 % of the tests of 2013-06-25 to 2014-01-10 have trouble with their randomisation (erratum
-    of 2024): check the sample ratio. Matias, Munger, Le Quere, Ebersole (2021), Scientific Data 8:195.
+    News headlines, no shop ads. 22 % of the whole archive, namely all tests run from 2013-06-25 to 2014-01-10, are to be treated as not
+    randomised and left out (erratum of 2024; `headlines.TROUBLE`). Check the sample ratio of the others too. Matias, Munger, Le Quere, Ebersole (2021), Scientific Data 8:195.
     """
     names = {"clickability_test_id": "test_id", "eyecatcher_id": "picture", "test_week": "week"}
     table = pd.read_parquet(folder / "upworthy_clean.parquet").drop(columns="ctr")

@@ -149,11 +149,12 @@ class DecisionLoop:
             row = db.execute("SELECT user, ad, click FROM decision WHERE request = ?", (request,)).fetchone()
             if row is None or row[1] < 0:
                 raise ValueError(f"a click on request {request!r}, which showed no ad: check the ids")
+            if row[2]:
+                return  # reported before, perhaps before a restart: its time is no news to the clock
             self._check_clock(db, time)
-            if not row[2]:
-                db.execute("UPDATE decision SET click = 1 WHERE request = ?", (request,))
-                db.execute("UPDATE showing SET clicks = clicks + 1 WHERE user = ? AND ad = ?", row[:2])
-                db.execute("UPDATE profile SET clicks = clicks + 1, last = ? WHERE user = ?", (time, row[0]))
+            db.execute("UPDATE decision SET click = 1 WHERE request = ?", (request,))
+            db.execute("UPDATE showing SET clicks = clicks + 1 WHERE user = ? AND ad = ?", row[:2])
+            db.execute("UPDATE profile SET clicks = clicks + 1, last = ? WHERE user = ?", (time, row[0]))
 
     def spent(self, time: float) -> float:
         """Yuan spent on the day (UTC) of `time`."""

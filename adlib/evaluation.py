@@ -174,6 +174,26 @@ def sample_ratio_test(
     return SampleRatio(*by_arm, p_value=p_value, alarm=p_value < alpha)
 
 
+def sample_ratio_alarms(tests, counts, alpha: float = 0.001) -> pd.Series:
+    """Sample-ratio alarm of many tests with equal shares at once: bool by test, tests of one arm left out.
+
+    Parameters
+    ----------
+    tests, counts : (n,) the test of each arm and the units it got. alpha : alarm below this p-value.
+
+    Raises
+    ------
+    ValueError : counts that are not finite, negative, or all 0 in a test. Taught in notebooks/11_evaluation.ipynb, section 15.
+    """
+    arms = pd.DataFrame({"test": np.asarray(tests), "n": np.asarray(counts, dtype=float)})
+    by_test = arms.groupby("test")["n"]
+    mean, size = by_test.transform("mean"), by_test.size()
+    if not (np.isfinite(arms["n"]).all() and (arms["n"] >= 0).all() and (mean > 0).all()):
+        raise ValueError("counts must be 0 or more, and not all 0 in a test")
+    chi = ((arms["n"] - mean) ** 2 / mean).groupby(arms["test"]).sum()[size > 1]
+    return pd.Series(stats.chi2.sf(chi, size[size > 1] - 1) < alpha, chi.index)
+
+
 def sample_size(
     base_rate: float, lift: float, power: float = 0.8, alpha: float = 0.05, design_effect: float = 1.0
 ) -> int:

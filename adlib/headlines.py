@@ -8,7 +8,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import chi2
 
-TROUBLE = (201326, 201402)  # year and week, 25 June 2013 to 10 January 2014: randomisation in doubt (erratum of 2024)
+TROUBLE = (
+    201325,
+    201401,
+)  # year and week (weeks begin on Sunday) of 25 June 2013 and 10 January 2014: randomisation in doubt (erratum of 2024)
 
 
 def stories(variants: pd.DataFrame) -> np.ndarray:

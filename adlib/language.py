@@ -1,4 +1,4 @@
-"""A language model that learns the shop: what lessons 05, 06 and 09 import, and the copywriter that 05 leaves to 06.
+"""A language model that learns the shop: what lessons 05 and 06 import, and the copywriter that 05 leaves to 06.
 
 Loading (`adlib.pretrained`), likelihood (`adlib.likelihood`), training (`adlib.tuning`), sampling (`adlib.sampling`), reading with BERT
 (`adlib.reading`), lighter models (`adlib.compression`) and memory (`adlib.footprint`) are part of this module's interface.
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adlib import checkpoints, lesson
 from adlib.checkpoints import load_adapter, save_adapter
-from adlib.likelihood import Pair, perplexity, prompt, target_loss, token_pairs
+from adlib.likelihood import Pair, perplexity, prompt, target_loss, token_losses, token_pairs
 from adlib.pretrained import load_minilm, load_reader, load_smollm2, load_writer
 from adlib.reading import SentimentClassifier, embed
 from adlib.sampling import generate
@@ -40,6 +40,7 @@ __all__ = [
     "rate_share",
     "save_adapter",
     "target_loss",
+    "token_losses",
     "token_pairs",
 ]
 

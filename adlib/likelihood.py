@@ -68,8 +68,8 @@ def token_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targ
     return pairs
 
 
-def target_loss(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, int]:
-    """Summed negative log likelihood of the targets given their prompts, and the number of target tokens.
+def token_losses(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log likelihood of each target token given its prompt and the tokens before it, in nats, and the pair it belongs to.
 
     The output layer, 49,152 words wide, is the dearest of all; it is applied only where a token of a target is predicted. Rows are
     padded on the left, so that all targets end in the last column.
@@ -83,7 +83,14 @@ def target_loss(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> tupl
         hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         hidden = hidden[:, -longest - 1 : -1]  # position i predicts token i + 1
         logits = whole.get_output_embeddings()(hidden[labels != -100])
-    return F.cross_entropy(logits.float(), labels[labels != -100], reduction="sum"), len(logits)
+    losses = F.cross_entropy(logits.float(), labels[labels != -100], reduction="none")
+    return losses, (labels != -100).nonzero()[:, 0]
+
+
+def target_loss(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, int]:
+    """Summed negative log likelihood of the targets given their prompts, and the number of target tokens."""
+    losses, _ = token_losses(model, pairs, pad)
+    return losses.sum(), len(losses)
 
 
 @torch.inference_mode()

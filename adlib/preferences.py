@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from adlib import compute
-from adlib.language import token_pairs
-from adlib.pretrained import arithmetic, length_batches, padded
+from adlib.language import token_losses, token_pairs
+from adlib.pretrained import length_batches
 from adlib.tuning import upper_lora
 
 # -- clicks become pairs -------------------------------------------------------------------------------------------------------
@@ -167,18 +167,9 @@ def best_of_n(reward: np.ndarray, value: np.ndarray, sizes: Sequence[int]) -> np
 
 
 def _sums(model: PreTrainedModel, pairs: Sequence, pad: int) -> torch.Tensor:
-    """Σ log p of each target given its prompt, (n,); see ``language.target_loss`` for the layout."""
-    place = model.device
-    ids, mask = padded([pair.prompt + pair.target for pair in pairs], pad, place, left=True)
-    longest = max(len(pair.target) for pair in pairs)
-    labels = torch.tensor([[-100] * (longest - len(pair.target)) + pair.target for pair in pairs], device=place)
-    whole = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    with arithmetic(place, model.dtype):
-        hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        hidden = hidden[:, -longest - 1 : -1]
-        logits = whole.get_output_embeddings()(hidden[labels != -100])
-    token = -F.cross_entropy(logits.float(), labels[labels != -100], reduction="none")
-    return torch.zeros(len(pairs), device=place).index_add(0, (labels != -100).nonzero()[:, 0], token)
+    """Σ log p of each target given its prompt, (n,)."""
+    losses, of = token_losses(model, pairs, pad)
+    return torch.zeros(len(pairs), device=losses.device).index_add(0, of, -losses)
 
 
 @torch.inference_mode()

@@ -1,6 +1,9 @@
 """Sampling texts from a language model, many at a time. Taught in notebooks/05_gpu_fine_tuning.ipynb, section 5."""
 
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -27,7 +30,7 @@ def generate(
 ) -> list[str] | list[list[str]]:
     """Continue prompts by sampling, many at a time; a text ends at the end-of-text token or after ``max_new_tokens``.
 
-    A prompt is read once for all of its ``n`` texts, and rows that have ended leave the batch.
+    Equal prompts of a batch are read once, and rows that have ended leave it.
 
     Parameters
     ----------
@@ -49,35 +52,38 @@ def generate(
     if n < 1 or batch_size < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError("generate needs n, batch_size and max_new_tokens ≥ 1, temperature ≥ 0 and 0 < top_p ≤ 1.")
     rows = tokenizer(checked_texts(prompts, "prompts"), add_special_tokens=False)["input_ids"]
+    rows = [row for row in rows for _ in range(n)]
     if (longest := max(map(len, rows))) > MAX_TOKENS:
         raise ValueError(f"A prompt has {longest} tokens, more than {MAX_TOKENS}: shorten its description.")
     source = torch.Generator(model.device).manual_seed(seed)
-    texts: list = [None] * len(rows)
-    bar = tqdm(total=n * len(rows), desc="writing", disable=not progress)
-    with bar, compute.memory_guard(batch_size), arithmetic(model.device, model.dtype):
-        for batch in length_batches([len(row) for row in rows], max(1, batch_size // n)):
-            ids, mask = padded([rows[i] for i in batch], tokenizer.pad_token_id, model.device, left=True)
+    texts = [""] * len(rows)
+    bar = tqdm(total=len(rows), desc="writing", disable=not progress)
+    with bar, compute.memory_guard(batch_size), arithmetic(model.device, model.dtype), packed(model):
+        for batch in length_batches([len(row) for row in rows], batch_size):
             pick = lambda logits: _pick(logits, temperature, top_p, source)  # noqa: E731
-            written = _continue(model, ids, mask, n, pick, tokenizer.eos_token_id, max_new_tokens)
-            written = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
-            for k, i in enumerate(batch):
-                texts[i] = written[k * n : (k + 1) * n]
+            asked = [tuple(rows[i]) for i in batch]
+            written = _continue(model, asked, pick, tokenizer.pad_token_id, tokenizer.eos_token_id, max_new_tokens)
+            for i, text in zip(batch, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
+                texts[i] = text.strip()
             bar.update(len(written))
-    return [text for (text,) in texts] if n == 1 else texts
+    return texts if n == 1 else [texts[i : i + n] for i in range(0, len(texts), n)]
 
 
-def _continue(model, ids, mask, n, pick, stop, max_new_tokens) -> list[list[int]]:
-    """Token ids of n continuations of each row of ids: (rows, length) int64, padded on the left."""
-    cache = DynamicCache(config=model.config)
+def _continue(model, asked, pick, pad, stop, max_new_tokens) -> list[list[int]]:
+    """Token ids of the continuations of prompts, each a tuple of token ids."""
+    different = list(dict.fromkeys(asked))
+    ids, mask = padded([list(row) for row in different], pad, model.device, left=True)
+    place = {row: k for k, row in enumerate(different)}
+    of, cache = torch.tensor([place[row] for row in asked], device=ids.device), DynamicCache(config=model.config)
 
     def read(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits (rows, words) of the token that follows."""
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
         return out.logits[:, -1].float()
 
-    logits = read(ids, (mask.cumsum(1) - 1).clamp(min=0)).repeat_interleave(n, 0)
-    cache.batch_repeat_interleave(n)
-    mask = mask.repeat_interleave(n, 0)
+    logits = read(ids, (mask.cumsum(1) - 1).clamp(min=0))[of]
+    cache.batch_select_indices(of)
+    mask = mask[of]
     rows, written = torch.arange(len(mask)), [[] for _ in range(len(mask))]
     for _ in range(max_new_tokens):
         token = pick(logits)
@@ -102,3 +108,36 @@ def _pick(logits: torch.Tensor, temperature: float, top_p: float, source: torch.
     share = likely.softmax(-1)
     share[share.cumsum(-1) - share >= top_p] = 0
     return tokens.gather(1, torch.multinomial(share, 1, generator=source))[:, 0]
+
+
+@contextmanager
+def packed(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the linear layers of a bfloat16 model on the CPU hold a second copy of their weights in the order that oneDNN computes in.
+
+    Else each product brings the weights into that order again, which for a few rows, as in writing token by token, takes longer than
+    the product itself. On other devices and in other number formats nothing changes.
+    """
+    layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear and _packs(layer)]
+    try:
+        for layer in layers:
+            layer.forward = partial(_product, torch.ops.mkldnn._reorder_linear_weight(layer.weight), layer.bias)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _packs(layer: torch.nn.Linear) -> bool:
+    """Whether PyTorch can bring this layer's weights into oneDNN's order (a bfloat16 layer on an x86 processor)."""
+    if (
+        layer.weight.dtype != torch.bfloat16
+        or layer.weight.device.type != "cpu"
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return False
+    return platform.machine().lower() in ("x86_64", "amd64") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _product(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """W x + b with the weights (out, in) in oneDNN's order."""
+    return torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), weight, bias, "none", [], "")

@@ -136,7 +136,7 @@ def test_registry_has_the_seventeen_assets():
     assert len(found) == 17
     assert assets.default_names() == ["smollm2", "minilm", "open_bandit", "cdnow", "amazon_snippets"]
     for asset in found.values():
-        assert set(asset.lessons) <= set(LESSONS) and asset.lessons, asset.name
+        assert set(asset.lessons) <= set(LESSONS), asset.name
         assert asset.licence and asset.cite and asset.note and asset.files, asset.name
         assert asset.package or asset.hosts, asset.name
         assert bool(asset.package) == (asset.archive in ("wheel", "sdist") and asset.archive_bytes > 0), asset.name

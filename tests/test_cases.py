@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
-from adlib import case_pages, cases, market
+from adlib import case_pages, cases, headlines, market
 from adlib.evaluation import VERDICTS, Lift, user_level_lift, verdict
 from adlib.preregistration import SampleRatioAlarm
 from adlib.tables import TableError
@@ -154,8 +155,60 @@ def test_judge_says_what_the_rule_says(found):
     lifts = {f"c{i}": cases.Found(Lift(low + w / 2, low, low + w, 0.1), 10) for i, (_, low, w) in enumerate(found)}
     table = cases.judge(cases.Case("x", claims), lifts)
     assert table.verdict.tolist() == [verdict(c, low, low + w) for c, low, w in found]
-    assert table.reason.tolist() == [VERDICTS[v] for v in table.verdict]
+    loss = [low + w < 0 for _, low, w in found]
+    assert table.reason.tolist() == [
+        cases.LOSS if bad else VERDICTS[v] for v, bad in zip(table.verdict, loss, strict=True)
+    ]
+    assert [v.endswith(", a loss") for v in case_pages.as_text(table)["verdict"]] == loss
     assert not table.traffic_needed.isna().any()
+
+
+def test_a_loss_is_called_a_loss():
+    case = cases.Case("x", (cases.Claim("a", 0.2), cases.Claim("b", 0.2)))
+    found = {"a": cases.Found(Lift(-0.05, -0.08, -0.02, 0.001), 50), "b": cases.Found(Lift(-0.05, -0.1, 0.0, 0.05), 50)}
+    table = cases.judge(case, found)
+    assert (
+        table.verdict.tolist() == ["refuted", "refuted"]
+        and case_pages.as_text(table)["verdict"].iloc[0] == "refuted, a loss"
+    )
+    page = case_pages.page(case, table)
+    assert page.count("the whole interval lies below zero: a loss") == 1 and page.count("refuted, a loss") == 1
+
+
+def test_traffic_is_counted_an_arm_or_in_pairs():
+    case, lift = cases.Case("x", (cases.Claim("a", 0.2), cases.Claim("b", 0.2))), Lift(0.1, -0.1, 0.3, 0.4)
+    table = cases.judge(case, {"a": cases.Found(lift, 1000), "b": cases.Found(lift, 1000, "tests")})
+    a, b = case_pages.as_text(table)["traffic needed"]
+    assert a.endswith(" impressions an arm") and b.endswith(" tests") and a.split()[0] == b.split()[0]
+
+
+def test_only_sound_tests_of_one_thing_are_kept(capsys):
+    """Of seven tests that vary pictures, the lesson keeps the one that varies nothing else, in a week and with shares that are sound."""
+    rows = [
+        (f"t{test}", "h", "l", "e", pic, n, 10, 201401 + 50)
+        for test in range(7)
+        for pic, n in (("p", 1000), ("q", 1010))
+    ]
+    archive = pd.DataFrame(
+        rows, columns=["test_id", "headline", "lede", "excerpt", "picture", "impressions", "clicks", "week"]
+    )
+    for place, (column, value) in {
+        3: ("headline", "other"),
+        5: ("lede", None),
+        7: ("excerpt", "other"),
+        9: ("impressions", 1300),
+        11: ("week", headlines.TROUBLE[0]),
+        12: ("picture", "q"),
+    }.items():
+        archive.loc[place, column] = value
+    archive.loc[10, "week"] = headlines.TROUBLE[0]
+    names = {"archive": archive, "headlines": headlines, "chi2": chi2}
+    source = next(source for source in notebook_code() if source.startswith("archive = "))
+    exec(source[source.index("def variants") :], names)
+    kept = names["variants"]("picture", ["headline", "lede", "excerpt"])
+    assert kept.test_id.tolist() == ["t0", "t0"] and kept.impressions.tolist() == [1000, 1010]
+    said = capsys.readouterr().out
+    assert "in 3 of 7 tests" in said and "1 of weeks in" in said and "1 more by sample ratio; kept: 1" in said
 
 
 def test_what_was_not_tested_is_said_and_not_drawn():

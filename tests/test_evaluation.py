@@ -15,6 +15,7 @@ from adlib.evaluation import (
     VERDICTS,
     Lift,
     power,
+    sample_ratio_alarms,
     sample_ratio_test,
     sample_size,
     two_proportion,
@@ -173,6 +174,16 @@ def test_sample_ratio_alarms_on_a_mismatch_and_knows_unequal_plans():
     assert not sample_ratio_test([9000, 1000], [9, 1]).alarm
     assert not sample_ratio_test({"a": 9000, "b": 1000}, {"b": 0.1, "a": 0.9}).alarm
     assert sample_ratio_test(pd.Series(["a", "b", "a", "b"]).value_counts()).p_value == 1
+
+
+def test_many_sample_ratios_at_once_are_the_single_ones():
+    tests = ["b", "b", "a", "a", "a", "alone"]
+    counts = [5300, 4700, 3000, 3100, 2950, 70]
+    alarms = sample_ratio_alarms(tests, counts)
+    assert alarms.to_dict() == {"a": sample_ratio_test([3000, 3100, 2950]).alarm, "b": True}
+    for bad in ([0, 0], [-1, 5], [np.nan, 3]):
+        with pytest.raises(ValueError, match="0 or more"):
+            sample_ratio_alarms(["a", "a"], bad)
 
 
 def test_sample_ratio_false_alarms_are_rare():

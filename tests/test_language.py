@@ -534,6 +534,38 @@ def test_samples_come_in_order_and_by_seed(trained):
     assert language.generate(tuned, tokenizer, PROMPTS[:5], temperature=0, max_new_tokens=8) == alone
 
 
+def test_equal_prompts_are_read_once_and_written_apart(trained, monkeypatch):
+    from adlib import sampling
+
+    tuned, tokenizer, _ = trained
+    read, real = [], sampling.padded
+    monkeypatch.setattr(
+        sampling, "padded", lambda rows, *rest, **more: read.append(len(rows)) or real(rows, *rest, **more)
+    )
+    asked = [PROMPTS[0], PROMPTS[1], PROMPTS[0]] * 4
+    texts = language.generate(tuned, tokenizer, asked, temperature=2.0, max_new_tokens=12, batch_size=12)
+    assert read == [2] and len({texts[i] for i in range(12) if i % 3 != 1}) > 1
+    greedy = language.generate(tuned, tokenizer, asked, temperature=0, max_new_tokens=12, batch_size=12)
+    assert greedy[::3] == [greedy[0]] * 4 == greedy[2::3] and greedy[1::3] == [greedy[1]] * 4
+
+
+def test_packed_weights_change_nothing_and_are_put_away():
+    from adlib import sampling
+
+    model = tiny_model().bfloat16()
+    layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+    ids = torch.tensor([[3, 5, 7, 2]])
+    with torch.inference_mode():
+        plain = model(ids).logits
+        with pytest.raises(ZeroDivisionError), sampling.packed(model):
+            assert {"forward" in layer.__dict__ for layer in layers} == {sampling._packs(layers[0])}
+            torch.testing.assert_close(model(ids).logits, plain, atol=0.02, rtol=0.02)
+            raise ZeroDivisionError
+    assert not any("forward" in layer.__dict__ for layer in layers)
+    with sampling.packed(model.float()):
+        assert not any("forward" in layer.__dict__ for layer in layers)
+
+
 def test_sampling_does_not_touch_the_global_state(trained):
     tuned, tokenizer, _ = trained
     torch.manual_seed(3)

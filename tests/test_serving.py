@@ -184,6 +184,7 @@ def test_a_loop_caps_counts_and_feeds_features_back(tmp_path):
     assert [a.ad for a in answers] == [6, 6, 5, 5, -1] and answers[4].reason == "capped"
     loop.click("r2", 1e9 + 10)
     loop.click("r2", 1e9 + 11)
+    loop.click("r2", 1e9 - 60)  # reported before: sent again after a restart, by a server whose clock has gone on
     loop.decide("r9", "u", 1e9 + 12, [5, 7])
     assert seen[-1].shown.tolist() == [2, 0] and seen[-1].clicked.tolist() == [1, 0] and seen[-1].total_clicks == 1
     assert loop.audit() == {"showings": 0, "profiles": 0, "spending": 0} and loop.log()["click"].sum() == 1
