@@ -78,15 +78,18 @@ def _header(data: bytes) -> tuple[dict, list[tuple], int]:
     position = 8
 
     def take(form: str) -> tuple:
+        """The next values, by the letters of ``struct``."""
         nonlocal position
         values = struct.unpack_from("<" + form, data, position)
         position += struct.calcsize("<" + form)
         return values
 
     def text() -> str:
+        """The next text: its length, then its UTF-8 bytes."""
         return take(f"{take('Q')[0]}s")[0].decode("utf-8")
 
     def value(kind: int):
+        """The next value of a metadata type: a number, a text or a list of them."""
         if kind == STRING:
             return text()
         if kind != ARRAY:

@@ -251,6 +251,7 @@ def _missing(needs: Sequence[set[int]]) -> Callable[[int, set[int]], list[int]]:
     """A function that lists what is to be taken for a course, prerequisites first and the course itself last."""
 
     def missing(course: int, known: set[int]) -> list[int]:
+        """Courses to take for `course` by somebody who knows `known`, in order."""
         order: list[int] = []
         for before in sorted(needs[course] - known):
             order += [c for c in missing(before, known) if c not in order]

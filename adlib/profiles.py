@@ -275,6 +275,7 @@ def _adam(weights, rate: float, steps: int, betas=(0.9, 0.999)) -> Callable[[tor
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 1e-3, steps)
 
     def step(loss: torch.Tensor) -> None:
+        """Make one step down the gradient of the loss."""
         gradients = torch.autograd.grad(loss, weights)
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient

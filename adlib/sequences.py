@@ -161,6 +161,7 @@ class _Convolution(nn.Module):
         self.convolution, self.join = nn.Conv1d(width, dim, kernel_size=3, padding=1), nn.Linear(2 * dim, dim)
 
     def forward(self, steps, ad, there):
+        """Summary (n, dim) of events `steps` (n, length, width) for the vector `ad` (n, width); `there` marks real events."""
         h = torch.relu(self.convolution(steps.transpose(1, 2))) * there.unsqueeze(1)
         return self.join(torch.cat([h.mean(2), h.amax(2)], dim=1))
 
@@ -173,6 +174,7 @@ class _Recurrence(nn.Module):
         self.cell = cell(width, dim, batch_first=True)
 
     def forward(self, steps, ad, there):
+        """Summary (n, dim) of events `steps` (n, length, width) for the vector `ad` (n, width); `there` marks real events."""
         return self.cell(steps)[0][:, -1]
 
 
@@ -190,6 +192,7 @@ class _Attention(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim)])
 
     def forward(self, steps, ad, there):
+        """Summary (n, dim) of events `steps` (n, length, width) for the vector `ad` (n, width); `there` marks real events."""
         tokens = self.enter(torch.cat([steps, ad.unsqueeze(1)], dim=1))
         absent = torch.cat([~there, torch.zeros_like(there[:, :1])], dim=1)
         own, normed = tokens[:, -1:], self.norms[0](tokens)
