@@ -174,7 +174,6 @@ class _Recurrence(nn.Module):
         self.cell = cell(width, dim, batch_first=True)
 
     def forward(self, steps, ad, there):
-        """Summary (n, dim) of events `steps` (n, length, width) for the vector `ad` (n, width); `there` marks real events."""
         return self.cell(steps)[0][:, -1]
 
 
@@ -192,7 +191,6 @@ class _Attention(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim)])
 
     def forward(self, steps, ad, there):
-        """Summary (n, dim) of events `steps` (n, length, width) for the vector `ad` (n, width); `there` marks real events."""
         tokens = self.enter(torch.cat([steps, ad.unsqueeze(1)], dim=1))
         absent = torch.cat([~there, torch.zeros_like(there[:, :1])], dim=1)
         own, normed = tokens[:, -1:], self.norms[0](tokens)
