@@ -47,7 +47,8 @@ def run(
     ----------
     wanted : names such as "03", "03_ctr_modeling", "01-03"; none means all.
     parameters, profile, data : as in `syllabus.settings`; everything is checked before a kernel starts.
-    jobs : how many lessons at a time. A lesson waits for those it needs, if they are selected.
+    jobs : how many lessons at a time. A lesson waits for those it needs, if they are selected: for their end, or, where one's metadata
+        names the artefacts that it ``leaves``, for those.
     force : run also what is unchanged.
     folder : of the notebooks, else the course's own.
     timeout : seconds a lesson may take, None for no limit.
@@ -154,8 +155,17 @@ class _Run:
             if lost:
                 result.status, result.failure = "not run", [f"needs {lost[0]}, which {_ended(states[lost[0]])}"]
                 self.tell(result)
-            elif len(self.processes) < self.jobs and all(state == "completed" for state in states.values()):
+            elif len(self.processes) < self.jobs and all(map(self._served, states)):
                 self._start(name, result)
+
+    def _served(self, name):
+        """Return whether those that need this lesson can start: it has ended, or has finished all artefacts that it leaves."""
+        lesson, found = self.lessons[name], []
+        if lesson.leaves and self.results[name].status == "running":
+            with contextlib.suppress(OSError, ValueError):
+                found = json.loads((self.out / f".{name}.new" / "artefacts.json").read_text())
+        left = {Path(path).name.rpartition("-")[0] for path in found}
+        return self.results[name].status == "completed" or (bool(left) and left >= set(lesson.leaves))
 
     def _threads(self):
         """Return the threads for a lesson that starts now: the cores, shared with all that can run beside it."""
@@ -167,7 +177,8 @@ class _Run:
         """Return how many of the lessons can run at the same time at most, as lessons of one depth in the chain of needs."""
 
         def depth(name):
-            return 1 + max((depth(need) for need in self.lessons[name].needs if need in names), default=-1)
+            ended = [need for need in self.lessons[name].needs if need in names and not self.lessons[need].leaves]
+            return 1 + max(map(depth, ended), default=-1)
 
         depths = [depth(name) for name in names]
         return max(map(depths.count, depths), default=1)

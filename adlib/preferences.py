@@ -7,6 +7,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from adlib import compute
-from adlib.language import token_losses, token_pairs
-from adlib.pretrained import length_batches
+from adlib.language import rate_share, token_pairs
+from adlib.pretrained import arithmetic, padded
 from adlib.tuning import upper_lora
 
 # -- clicks become pairs -------------------------------------------------------------------------------------------------------
@@ -167,9 +168,22 @@ def best_of_n(reward: np.ndarray, value: np.ndarray, sizes: Sequence[int]) -> np
 
 
 def _sums(model: PreTrainedModel, pairs: Sequence, pad: int) -> torch.Tensor:
-    """Σ log p of each target given its prompt, (n,)."""
-    losses, of = token_losses(model, pairs, pad)
-    return torch.zeros(len(pairs), device=losses.device).index_add(0, of, -losses)
+    """Σ log p of each target given its prompt, (n,); equal prompts are read once."""
+    prompts = list(dict.fromkeys(tuple(pair.prompt) for pair in pairs))
+    place = {prompt: k for k, prompt in enumerate(prompts)}
+    of = torch.tensor([place[tuple(pair.prompt)] for pair in pairs], device=model.device)
+    ids, mask = padded([list(prompt) for prompt in prompts], pad, model.device, left=True)
+    labels, there = padded([pair.target for pair in pairs], pad, model.device, left=False)
+    whole = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    read = partial(whole.base_model, past_key_values=DynamicCache(config=whole.config), use_cache=True)
+    with arithmetic(model.device, model.dtype):
+        first = read(input_ids=ids, attention_mask=mask)
+        first.past_key_values.batch_select_indices(of)  # gradients go through it
+        rest = read(input_ids=labels[:, :-1], attention_mask=torch.cat([mask[of], there[:, :-1]], 1))
+        hidden = torch.cat([first.last_hidden_state[of, -1:], rest.last_hidden_state], 1)[there == 1]
+        logits = whole.get_output_embeddings()(hidden)  # dear, so only where a token of a target is predicted
+    losses, row = F.cross_entropy(logits.float(), labels[there == 1], reduction="none"), (there == 1).nonzero()[:, 0]
+    return torch.zeros(len(pairs), device=losses.device).index_add(0, row, -losses)
 
 
 @torch.inference_mode()
@@ -186,9 +200,10 @@ def log_probability(
     Raises ValueError for empty or unequal lists; MemoryError with the batch size to try. Taught in notebooks/06_creative_text.ipynb, section 11.
     """
     pairs = token_pairs(tokenizer, prompts, texts)
+    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].prompt), pairs[i].prompt))  # equal prompts together
     found = np.empty(len(pairs))
     with compute.memory_guard(batch_size):
-        for batch in length_batches([len(p.prompt) + len(p.target) for p in pairs], batch_size):
+        for batch in np.split(order, range(batch_size, len(order), batch_size)):
             found[batch] = _sums(model, [pairs[i] for i in batch], tokenizer.pad_token_id).cpu().numpy()
     return found
 
@@ -239,8 +254,8 @@ def prefer(
     Parameters
     ----------
     model : the writer, without an adapter; it stays as it is. prompts, chosen, rejected : n texts each.
-    beta : how fast the reward for leaving the reference fades. anchor : α, 0 for plain DPO. steps, batch_size : of AdamW, in pairs;
-    learning_rate : the highest, after a warm-up and before a linear decay. rank, top_layers : of the new low-rank adapter.
+    beta : how fast the reward for leaving the reference fades. anchor : α, 0 for plain DPO. steps : of AdamW. batch_size : prompts a step, each with all its
+    pairs, which are read together. learning_rate : the highest, after a warm-up and before a linear decay. rank, top_layers : of the new low-rank adapter.
     watch : measures a writer on data that are not trained on: `model` at the start, then a merged copy each `every` steps.
     keep : the measure of `watch` whose highest value decides which state is returned (early stopping); else the last.
 
@@ -259,15 +274,11 @@ def prefer(
         raise ValueError(
             "prefer needs steps and batch_size ≥ 1, beta > 0, anchor ≥ 0, and watch where keep names a measure."
         )
-    good, bad = token_pairs(tokenizer, prompts, chosen), token_pairs(tokenizer, prompts, rejected)
-    reference = [
-        torch.tensor(log_probability(model, tokenizer, prompts, t)).float().to(model.device) for t in (chosen, rejected)
-    ]
+    texts = _Texts(model, tokenizer, prompts, chosen, rejected)
     tuned = _adapted(model, rank, top_layers, seed)
     history, states = [], {}
     with tqdm(total=steps, desc="learning preferences", disable=not progress) as bar, compute.memory_guard(batch_size):
-        loop = _loop(tuned, good, bad, reference, beta, anchor, steps, batch_size, learning_rate, tokenizer, seed)
-        for row in loop:
+        for row in _loop(tuned, texts, beta, anchor, steps, batch_size, learning_rate, seed):
             if watch is not None and (row["step"] % every == 0 or row["step"] == steps):
                 row |= watch(_merged(tuned) if row["step"] else model)
                 states[row["step"]] = copy.deepcopy(peft.get_peft_model_state_dict(tuned, save_embedding_layers=False))
@@ -279,35 +290,56 @@ def prefer(
     return _merged(tuned), frame
 
 
-def _loop(tuned, good, bad, reference, beta, anchor, steps, batch_size, learning_rate, tokenizer, seed):
+class _Texts:
+    """The different texts of preference pairs, and their log probabilities under the reference; equal ones are read once."""
+
+    def __init__(self, model, tokenizer, prompts, chosen, rejected) -> None:
+        for texts in (chosen, rejected):
+            token_pairs(tokenizer, prompts, texts)  # says what is wrong, and where
+        good, bad = (list(zip(prompts, texts, strict=True)) for texts in (chosen, rejected))
+        place = {text: k for k, text in enumerate(dict.fromkeys(good + bad))}
+        asked, written = map(list, zip(*place, strict=True))
+        self.tokens, self.pad = token_pairs(tokenizer, asked, written), tokenizer.pad_token_id
+        self.pairs = torch.tensor([[place[c], place[r]] for c, r in zip(good, bad, strict=True)])
+        self.words = torch.tensor([len(pair.target) for pair in self.tokens], device=model.device)
+        self.reference = torch.tensor(log_probability(model, tokenizer, asked, written)).float().to(model.device)
+        self.of_prompt = [np.flatnonzero([p == q for p in prompts]) for q in dict.fromkeys(prompts)]
+
+    def batches(self, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Pairs of so many prompts each, all prompts once, in random order."""
+        order = rng.permutation(len(self.of_prompt))
+        return [
+            np.concatenate([self.of_prompt[k] for k in part]) for part in np.split(order, range(size, len(order), size))
+        ]
+
+    def gains(self, model, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """log π/π_0 of chosen and of rejected, and log π a token of chosen, for some pairs."""
+        used, at = self.pairs[rows].unique(return_inverse=True)
+        sums = _sums(model, [self.tokens[i] for i in used], self.pad)
+        gain = (sums - self.reference[used])[at]
+        return gain[:, 0], gain[:, 1], (sums / self.words[used])[at[:, 0]]
+
+
+def _loop(tuned, texts, beta, anchor, steps, batch_size, learning_rate, seed):
     """Train; yields a row before the first step and after each."""
-    rng, queue, pad = np.random.default_rng(seed), [], tokenizer.pad_token_id
+    rng, queue = np.random.default_rng(seed), []
     weights = [weight for weight in tuned.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
-    warm_up = max(1, steps // 10)
-    shape = lambda step: min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))  # noqa: E731
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, shape)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_share(step, steps))
     yield {"step": 0, "loss": math.log(2), "margin": 0.0, "chosen": 0.0}
     for step in range(1, steps + 1):
-        queue = queue or length_batches([len(g.prompt) + len(g.target) for g in good], batch_size, rng)
-        rows = queue.pop()
+        queue = queue or texts.batches(batch_size, rng)
         tuned.train()
-        sums = _sums(tuned, [good[i] for i in rows] + [bad[i] for i in rows], pad)
-        c, r, c0, r0 = *sums.split(len(rows)), *(part[rows] for part in reference)
-        words = torch.tensor([len(good[i].target) for i in rows], device=c.device)
-        preference = dpo_loss(c, r, c0, r0, beta).mean()
-        (preference - anchor * (c / words).mean()).backward()
+        chosen, rejected, likely = texts.gains(tuned, queue.pop())
+        zero = torch.zeros_like(chosen)
+        preference = dpo_loss(chosen, rejected, zero, zero, beta).mean()
+        (preference - anchor * likely.mean()).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
-        gain, loss = (c - c0).detach(), (r - r0).detach()
-        yield {
-            "step": step,
-            "loss": preference.item(),
-            "margin": beta * (gain - loss).mean().item(),
-            "chosen": gain.mean().item(),
-        }
+        margin = beta * (chosen - rejected).mean().item()
+        yield {"step": step, "loss": preference.item(), "margin": margin, "chosen": chosen.mean().item()}
 
 
 def _adapted(model: PreTrainedModel, rank: int, top_layers: float, seed: int) -> peft.PeftModel:

@@ -14,6 +14,8 @@ import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -22,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.masking_utils import eager_mask
 from transformers.utils import logging as transformers_logging
 
 from adlib import assets, checkpoints, compute
@@ -67,9 +70,39 @@ def load_smollm2(
             _keep(folder, config, weights, tokenizer)
     model = checkpoints.llama_model(config, weights)
     model.name_or_path = "SmolLM2-135M-Instruct"
-    if place.type == "cpu":  # on short sequences the backward pass of the fused kernel is slow there
-        model.set_attn_implementation("eager")
+    if place.type == "cpu":  # on short sequences the fused kernel is slow there
+        model.set_attn_implementation("grouped")
     return model.to(place), tokenizer
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **options,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention where several query heads share a key head (Ainslie et al. 2023, arXiv 2305.13245), without a copy of the keys for each.
+
+    The heads of a group become rows of one product. query (b, heads, n, d), key and value (b, groups, m, d), mask (b, 1, n, m);
+    returns (b, n, heads, d) and the weights (b, heads, n, m). A function for transformers' ``AttentionInterface``.
+    """
+    b, heads, n, d = query.shape
+    rows = query.reshape(b, key.shape[1], -1, d)
+    scores = (rows @ key.transpose(2, 3) * scaling).view(b, heads, n, -1)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    weights = torch.dropout(weights, dropout, module.training)
+    mixed = weights.view(*rows.shape[:3], -1) @ value
+    return mixed.view(b, heads, n, d).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register("grouped", grouped_attention)
+AttentionMaskInterface.register("grouped", eager_mask)
 
 
 def _keep(folder: Path, config: LlamaConfig, weights: dict, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -28,6 +28,7 @@ class Lesson:
     question: str
     minutes: float
     needs: tuple
+    leaves: tuple  # artefacts that other lessons wait for; they need not wait for its end
     assets: tuple
     optional_assets: tuple
     parameters: dict
@@ -81,7 +82,7 @@ def _lesson(path, earlier):
         title=title[1] if title else path.stem,
         question=facts.get("question", ""),
         minutes=facts.get("minutes", 1),
-        **{key: tuple(facts.get(key, ())) for key in ("needs", "assets", "optional_assets")},
+        **{key: tuple(facts.get(key, ())) for key in ("needs", "leaves", "assets", "optional_assets")},
         parameters=parameters,
         cells=len(code),
         source_hash=code_hash(notebook, ("code", "markdown")),

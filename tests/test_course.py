@@ -304,6 +304,23 @@ def test_lessons_that_do_not_wait_run_side_by_side(folder):
     assert max(a["begin"], c["begin"]) < min(a["end"], c["end"])
 
 
+def test_a_lesson_starts_when_what_it_needs_is_there(folder, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    leave = "lesson.finish(lesson.begin(lesson.artefact('thing', seed=seed)))\nlesson.finish(lesson.begin(lesson.artefact('more')))"
+    facts = "import os, time\nlesson.record(begin=time.time(), threads=int(os.environ['OMP_NUM_THREADS']))"
+    wait = "time.sleep(4)\nlesson.record(end=time.time())"
+    write_notebook(folder, "01_a", [facts, leave, wait], leaves=["thing", "more"])
+    write_notebook(folder, "02_b", [facts, wait], needs=["01_a"])
+    write_notebook(folder, "03_c", [facts, leave, wait], leaves=["other"])
+    write_notebook(folder, "04_d", [facts], needs=["03_c"])
+    a, b = (r.metrics for r in run(folder, "01", "02").values())
+    assert b["begin"] < a["end"], "02 waits for the artefacts of 01, not for its end"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert a["threads"] == b["threads"] == max(1, cores // 2), "they can run beside each other"
+    c, d = (r.metrics for r in run(folder, "03", "04").values())
+    assert c["end"] <= d["begin"], "03 never left what it says, so its end counts"
+
+
 def test_lessons_that_wait_for_each_other_get_all_cores(folder, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     threads = "import os\nlesson.record(threads=int(os.environ['OMP_NUM_THREADS']))"

@@ -311,6 +311,21 @@ def test_top_layers_get_the_adapters(tiny):
     assert names and all("layers.1." in name for name in names)
 
 
+def test_grouped_attention_is_attention(tiny):
+    model, tokenizer = tiny
+    inputs = tokenizer(["brand: Okaro", "bag"], padding=True, padding_side="left", return_tensors="pt")
+    found = {}
+    for way in ("eager", "sdpa", "grouped"):
+        model.set_attn_implementation(way)
+        model.zero_grad()
+        logits = model(**inputs).logits[:, -1]
+        logits.square().sum().backward()
+        found[way] = [logits.detach(), *(weight.grad.clone() for weight in model.parameters())]
+    for theirs in ("eager", "sdpa"):
+        for one, other in zip(found["grouped"], found[theirs], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"steps": -1}, {"batch_size": 0}, {"rank": 0}, {"top_layers": 0.0}, {"top_layers": 1.5}]
 )

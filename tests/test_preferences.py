@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adlib import copywriting, headlines, preferences
+from adlib.likelihood import token_losses, token_pairs
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "06_creative_text.ipynb"
 
@@ -159,6 +160,25 @@ def test_log_probabilities_are_those_of_the_model(writer):
             logits = model(torch.tensor([asked + written])).logits[0].log_softmax(-1)
         expected = sum(logits[len(asked) - 1 + i, token].item() for i, token in enumerate(written))
         assert value == pytest.approx(expected, abs=1e-3)
+
+
+def test_equal_prompts_are_read_once_and_the_gradient_is_that_of_separate_reading(writer):
+    model, tokenizer = writer
+    pairs = [
+        *token_pairs(tokenizer, ["write coat"] * 3, ["warm red coat", "new", "good green coat"]),
+        *token_pairs(tokenizer, ["write warm new bag"], ["blue bag"]),
+    ]
+    gradients = []
+    for sums in (preferences._sums(model, pairs, 0), torch.cat([preferences._sums(model, [p], 0) for p in pairs])):
+        model.zero_grad()
+        (sums * torch.tensor([1.0, -2.0, 0.5, 3.0])).sum().backward()
+        gradients.append([sums.detach(), *(w.grad.clone() for w in model.parameters() if w.grad is not None)])
+    model.zero_grad()
+    losses, row = token_losses(model, pairs, 0)
+    alone = -torch.zeros(4).index_add(0, row, losses.detach())
+    torch.testing.assert_close(gradients[0][0], alone, rtol=1e-4, atol=1e-4)
+    for together, separate in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, separate, rtol=1e-3, atol=1e-4)
 
 
 def test_the_loss_by_hand_and_its_fixed_points():
