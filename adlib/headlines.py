@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import chi2
+
+from adlib.evaluation import sample_ratio_alarms
 
 TROUBLE = (
     201325,
@@ -61,10 +62,8 @@ def headline_pairs(variants: pd.DataFrame, *, alpha: float = 0.001) -> tuple[pd.
     frame = variants[needed].assign(story=stories(variants))
     doubtful = frame.week.astype(int).between(*TROUBLE)
     left = frame[~doubtful & (frame.impressions > 0)]
-    shown = left.groupby("test_id").impressions
-    mean = shown.transform("mean")
-    off = ((left.impressions - mean) ** 2 / mean).groupby(left.test_id).sum()
-    uneven = off.index[chi2.sf(off, (shown.size() - 1).clip(lower=1)) < alpha]
+    alarms = sample_ratio_alarms(left.test_id, left.impressions, alpha)
+    uneven = alarms.index[alarms]
     kept = left[~left.test_id.isin(uneven)].drop_duplicates(["test_id", "picture", "headline"]).reset_index()
     both = kept.merge(kept, on=["test_id", "picture", "story"], suffixes=("_a", "_b"))
     both = both[both.index_a < both.index_b]

@@ -125,7 +125,9 @@ FLOORS = {  # the modules in one text are one room: they may know each other
     4: ["cli course execution report results readiness syllabus"],
 }
 PLACE = {name: (floor, room) for floor, rooms in FLOORS.items() for room in rooms for name in room.split()}
-DOORS = {  # between rooms of one floor: a lesson starts with the style and names the device; ads are written by the language model
+DOORS = {  # between rooms of one floor: a lesson starts with the style and names the device; ads are written by the language model;
+    # tests of headlines get the sample-ratio check of all tests
+    "headlines": {"evaluation"},
     "lesson": {"plots", "compute"},
     "copywriting": {"language"},
     "preferences": {"language", "pretrained", "tuning"},
