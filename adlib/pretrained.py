@@ -209,5 +209,5 @@ def padded(
 @contextmanager
 def arithmetic(place: torch.device, number: torch.dtype) -> Iterator[None]:
     """Matrix products in bfloat16 where the weights are (adapters stay float32), else in the fast float32 of the CPU."""
-    with compute.fast_cpu(), torch.autocast(place.type, torch.bfloat16, enabled=number == torch.bfloat16):
+    with compute.fast_cpu(place=place), torch.autocast(place.type, torch.bfloat16, enabled=number == torch.bfloat16):
         yield
