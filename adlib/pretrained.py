@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from adlib import assets, checkpoints, compute
 
 MAX_TOKENS = 512  # of a prompt with its target; a compact prompt has about 40
+ATTENTION = "eager"  # of writers: on short texts the fused kernel's way back is slow on a CPU, and on a GPU cuDNN's gives NaN behind padding
 
 
 def load_smollm2(
@@ -67,8 +68,7 @@ def load_smollm2(
             _keep(folder, config, weights, tokenizer)
     model = checkpoints.llama_model(config, weights)
     model.name_or_path = "SmolLM2-135M-Instruct"
-    if place.type == "cpu":  # on short sequences the backward pass of the fused kernel is slow there
-        model.set_attn_implementation("eager")
+    model.set_attn_implementation(ATTENTION)
     return model.to(place), tokenizer
 
 
@@ -127,6 +127,8 @@ def _named(kind, name: str, *, dtype: torch.dtype | None = None, device: str = "
                 f"{place} has {free / 2**30:.1f} GiB free: choose a smaller model."
             )
         model = kind.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        if kind is AutoModelForCausalLM:
+            model.set_attn_implementation(ATTENTION)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
