@@ -120,13 +120,17 @@ def describe(prefer: str = "auto") -> str:
 
 
 @contextmanager
-def fast_cpu(exact: bool = False) -> Iterator[None]:
+def fast_cpu(exact: bool = False, place: torch.device | str = "cpu") -> Iterator[None]:
     """Let float32 matrix products on the CPU go through oneDNN instead of MKL, which is slow on some processors.
 
     PyTorch calls this precision "medium": oneDNN *may* multiply in bfloat16, and does so on processors with AMX and on some with
     ARM's bfloat16; on others it computes in full float32, only faster. ``exact=True`` changes nothing on the former, so the
-    products are float32 everywhere. The setting is put back at the end of the block.
+    products are float32 everywhere. The setting is put back at the end of the block. On another ``place`` than the CPU nothing changes:
+    a CUDA GPU would take the setting as leave to round float32 to TF32.
     """
+    if torch.device(place).type != "cpu":
+        yield
+        return
     before = torch.get_float32_matmul_precision()
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     full = able.get("architecture") == "x86_64" and not able.get("amx_bf16", False)

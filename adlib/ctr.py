@@ -141,7 +141,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         if not hasattr(self, "table_"):
             self._start(self._encoder().fit(X), float(y.mean(dtype=float)))
             warn_of_leaks(X, y)
-        with compute.own_randomness(self.seed + self.steps_), compute.fast_cpu(exact=True):
+        with compute.own_randomness(self.seed + self.steps_), compute.fast_cpu(exact=True, place=self._place):
             self._epoch([self._encode(X, y)], lambda step: 1.0)
         return self
 
@@ -199,7 +199,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
         decay = lambda step: min(max(1 - step / total, 0.0), (step + 1) / (0.1 * total))  # noqa: E731
         with (
             compute.own_randomness(self.seed),
-            compute.fast_cpu(exact=True),
+            compute.fast_cpu(exact=True, place=self._place),
             tqdm(total=total, desc="click model", unit="step", delay=2, mininterval=0.5, leave=False) as bar,
         ):
             factor = decay if self.schedule == "decay" else lambda step: 1.0
@@ -299,7 +299,7 @@ class CTRModel(ClassifierMixin, BaseEstimator):
     @torch.no_grad()
     def _logits(self, slots: torch.Tensor, x: torch.Tensor, rows: int = 4096) -> torch.Tensor:
         out = [torch.empty(0)]
-        with compute.fast_cpu(exact=True):
+        with compute.fast_cpu(exact=True, place=self._place):
             parts = zip(slots.split(rows), x.to(self._place).split(rows), strict=True) if len(slots) else ()
             for s, numbers in parts:
                 start, own, *_ = self._look_up(s.to(self._place), numbers)

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from adlib import assets, checkpoints, compute
 
 MAX_TOKENS = 512  # of a prompt with its target; a compact prompt has about 40
+ATTENTION = "grouped"  # of writers, see below: the fused kernel is slow on a CPU for short texts; on a GPU cuDNN's gives NaN behind padding
 
 
 def load_smollm2(
@@ -70,8 +71,7 @@ def load_smollm2(
             _keep(folder, config, weights, tokenizer)
     model = checkpoints.llama_model(config, weights)
     model.name_or_path = "SmolLM2-135M-Instruct"
-    if place.type == "cpu":  # on short sequences the fused kernel is slow there
-        model.set_attn_implementation("grouped")
+    model.set_attn_implementation(ATTENTION)
     return model.to(place), tokenizer
 
 
@@ -160,6 +160,8 @@ def _named(kind, name: str, *, dtype: torch.dtype | None = None, device: str = "
                 f"{place} has {free / 2**30:.1f} GiB free: choose a smaller model."
             )
         model = kind.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        if kind is AutoModelForCausalLM:
+            model.set_attn_implementation(ATTENTION)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -242,5 +244,5 @@ def padded(
 @contextmanager
 def arithmetic(place: torch.device, number: torch.dtype) -> Iterator[None]:
     """Matrix products in bfloat16 where the weights are (adapters stay float32), else in the fast float32 of the CPU."""
-    with compute.fast_cpu(), torch.autocast(place.type, torch.bfloat16, enabled=number == torch.bfloat16):
+    with compute.fast_cpu(place=place), torch.autocast(place.type, torch.bfloat16, enabled=number == torch.bfloat16):
         yield

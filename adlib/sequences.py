@@ -298,7 +298,7 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
         self.classes_, self.base_rate_ = np.array([0, 1]), float(y.mean())
         self.columns_, self.sizes_, self.values_ = X.past.columns, X.past.sizes, X.past.values
         parts = self._tensors(X)
-        with torch.random.fork_rng(devices=[]), compute.fast_cpu():
+        with torch.random.fork_rng(devices=[]), compute.fast_cpu(place=self.device):
             torch.manual_seed(self.seed)
             bias = math.log(self.base_rate_ / (1 - self.base_rate_))
             shape = self.kind, parts[0].shape[1], parts[1].shape[1], X.past.sizes, self.dim
@@ -343,7 +343,7 @@ class SequenceModel(ClassifierMixin, BaseEstimator):
     @torch.no_grad()
     def _logits(self, parts: list[torch.Tensor]) -> torch.Tensor:
         logits = []
-        with compute.fast_cpu():
+        with compute.fast_cpu(place=self.device):
             for part in zip(*(t.split(8192) for t in parts), strict=True):
                 slots, numbers, *past = (t.to(self.device) for t in part)
                 logits.append(self.network_(self.table_.index_select(0, slots.flatten()), numbers, past).cpu())

@@ -105,7 +105,7 @@ class SASRec(Recommender):
 
     def _fit(self, interactions: Interactions) -> None:
         self._place, self._none = compute.device(self.device), len(interactions.items)
-        with torch.random.fork_rng(devices=[]), compute.fast_cpu():
+        with torch.random.fork_rng(devices=[]), compute.fast_cpu(place=self._place):
             torch.manual_seed(self.seed)
             sizes = self.length, self.dim, self.blocks, self.heads, self.dropout
             self.network_ = _Attention(self._none, *sizes).to(self._place)
@@ -162,7 +162,7 @@ class SASRec(Recommender):
         ends = [self.interactions_.sequences[u][-self.length :] for u in users]
         last = torch.tensor([max(len(s) - 1, 0) for s in ends], device=self._place)
         rows = np.array([np.pad(s, (0, self.length - len(s)), constant_values=self._none) for s in ends], int)
-        with compute.fast_cpu():
+        with compute.fast_cpu(place=self._place):
             h = self.network_(torch.from_numpy(rows.reshape(len(ends), self.length)).to(self._place))
             return self.network_.logits(h[torch.arange(len(ends), device=self._place), last]).cpu().numpy()
 
@@ -203,7 +203,7 @@ class GAN(Recommender):
 
     def _fit(self, interactions: Interactions) -> None:
         self._place, n = compute.device(self.device), len(interactions.items)
-        with torch.random.fork_rng(devices=[]), compute.fast_cpu():
+        with torch.random.fork_rng(devices=[]), compute.fast_cpu(place=self._place):
             torch.manual_seed(self.seed)
             layers = nn.Linear(n, self.hidden), nn.Tanh(), nn.Dropout(0.2), nn.Linear(self.hidden, n)
             self.generator_ = nn.Sequential(*layers).to(self._place)
@@ -250,5 +250,5 @@ class GAN(Recommender):
     @torch.inference_mode()
     def _scores(self, users: np.ndarray) -> np.ndarray:
         known = (self.interactions_.matrix[users] > 0).astype(np.float32).toarray()
-        with compute.fast_cpu():
+        with compute.fast_cpu(place=self._place):
             return self.generator_(torch.from_numpy(known * (1 - self.hide)).to(self._place)).cpu().numpy()

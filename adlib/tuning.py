@@ -272,6 +272,7 @@ def recomputing(model: peft.PeftModel, on: bool = True) -> Iterator[None]:
         finally:
             if on:
                 base.gradient_checkpointing_disable()
+                base.disable_input_require_grads()  # else all layers, adapted or not, keep their activations from then on
 
 
 def upper_lora(model: PreTrainedModel, rank: int, top_layers: float) -> peft.LoraConfig:

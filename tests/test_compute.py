@@ -83,6 +83,8 @@ def test_fast_cpu_is_put_back_and_stays_close():
         torch.testing.assert_close(a @ b, exact, rtol=0.02, atol=0.2)
     with compute.fast_cpu(exact=True):
         assert torch.equal(a @ b, exact)
+    with compute.fast_cpu(place="cuda"):  # there the setting would mean TF32
+        assert torch.get_float32_matmul_precision() == before
     with pytest.raises(KeyError), compute.fast_cpu():
         raise KeyError
     assert torch.get_float32_matmul_precision() == before

@@ -382,6 +382,31 @@ def test_recomputing_forgets_the_activations():
     assert kept[True]["peak"] < 0.7 * kept[False]["peak"] and model is not None
 
 
+def test_after_recomputing_a_step_takes_what_it_took_before():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    pairs = language.token_pairs(tokenizer, PROMPTS, COPY)
+    tuned, _ = language.fine_tune(model, tokenizer, PROMPTS, COPY, steps=0, progress=False)
+    peak = lambda: footprint.measured(tuned.train(), lambda: language.target_loss(tuned, pairs, 0)[0])["peak"]  # noqa: E731
+    before = peak()
+    with tuning.recomputing(tuned):
+        assert peak() < before
+    assert peak() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
+def test_padding_leaves_the_gradients_finite_on_a_gpu(tmp_path):
+    sizes = {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=257, bos_token_id=0, eos_token_id=0, **sizes)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model, tokenizer = pretrained.load_writer(str(tmp_path), device="cuda")
+    tuned, _ = language.fine_tune(model, tokenizer, PROMPTS, COPY, steps=0, progress=False)
+    for longest in (63, 64, 65, 128):  # cuDNN's fused attention failed at whole multiples of 64
+        pairs = [language.Pair([5] * (n - 20), [7] * 20) for n in (longest, longest - 3, longest - 20)]
+        language.target_loss(tuned.train(), pairs, 0)[0].backward()
+        grads = [weight.grad for weight in tuned.parameters() if weight.requires_grad]
+        assert all(torch.isfinite(grad).all() for grad in grads if grad is not None), longest
+
+
 class Interrupt(Exception):
     pass
 
@@ -466,7 +491,7 @@ def test_two_processes_train_the_model_of_one(tmp_path):
     alone, history = language.fine_tune(model, tokenizer, prompts, COPY, steps=3, batch_size=5, progress=False)
     both = load_file(tmp_path / "two" / "adapter_model.safetensors")
     for name, weight in peft.get_peft_model_state_dict(alone).items():
-        torch.testing.assert_close(both[name], weight, rtol=2e-2, atol=2e-4)
+        assert (both[name] - weight).norm() < 0.05 * weight.norm()  # some processors round single products to bfloat16
     np.testing.assert_allclose(pd.read_csv(tmp_path / "two.history.csv").loss, history.loss, rtol=1e-3)
 
 
@@ -790,7 +815,7 @@ def test_the_cached_copy_is_the_model_and_a_damaged_one_is_made_anew(smollm2, mo
     model, tokenizer = smollm2
     monkeypatch.setattr(checkpoints, "read_gguf", lambda *_: pytest.fail("it was decoded again"))
     again, its_tokenizer = language.load_smollm2()
-    ids = tokenizer("A navy coat", return_tensors="pt")
+    ids = tokenizer("A navy coat", return_tensors="pt").to(model.device)
     assert torch.equal(model(**ids).logits, again(**ids).logits)
     assert its_tokenizer.get_vocab() == tokenizer.get_vocab() and its_tokenizer.chat_template == tokenizer.chat_template
 
@@ -806,7 +831,7 @@ def test_a_damaged_copy_is_made_anew(tmp_path, monkeypatch):
         weights.truncate(1000)
     model, _ = language.load_smollm2()
     checkpoints.verify(folder)
-    assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+    assert torch.isfinite(model(torch.tensor([[1, 2, 3]], device=model.device)).logits).all()
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is True
 
 
@@ -850,8 +875,9 @@ def test_a_student_learns_its_teacher_and_int8_changes_little(classifier):
         list(student.classes_) == list(teacher.classes_)
         and (student.predict(texts) == teacher.predict(texts)).mean() > 0.9
     )
-    gap = np.abs(compression.int8_reader(teacher).predict_proba(texts) - teacher.predict_proba(texts))
-    assert gap.mean() < 0.1
+    if teacher.encoder_.device.type == "cpu":  # 8-bit products run only there
+        gap = np.abs(compression.int8_reader(teacher).predict_proba(texts) - teacher.predict_proba(texts))
+        assert gap.mean() < 0.1
     with pytest.raises(ValueError, match="layers must lie between 1 and 6, got 7"):
         language.SentimentClassifier(layers=7).fit(["a", "b"], [0, 1])
 
