@@ -48,7 +48,7 @@ def run(
     wanted : names such as "03", "03_ctr_modeling", "01-03"; none means all.
     parameters, profile, data : as in `syllabus.settings`; everything is checked before a kernel starts.
     jobs : how many lessons at a time. A lesson waits for those it needs, if they are selected: for their end, or, where one's metadata
-        names the artefacts that it ``leaves``, for those.
+        names the artefacts that it ``leaves``, for those; then, if `jobs` is above 1, one lesson more may run for a while.
     force : run also what is unchanged.
     folder : of the notebooks, else the course's own.
     timeout : seconds a lesson may take, None for no limit.
@@ -155,8 +155,15 @@ class _Run:
             if lost:
                 result.status, result.failure = "not run", [f"needs {lost[0]}, which {_ended(states[lost[0]])}"]
                 self.tell(result)
-            elif len(self.processes) < self.jobs and all(map(self._served, states)):
+            elif len(self.processes) < self._room(states) and all(map(self._served, states)):
                 self._start(name, result)
+
+    def _room(self, states):
+        """Return how many lessons may run when one starts whose needs are in `states`: one more than `jobs` beside the rest of a need.
+
+        It belongs to a chain that others wait for; without that it would wait until some short lesson ends. Not where only one may run.
+        """
+        return self.jobs + (self.jobs > 1 and "running" in states.values())
 
     def _served(self, name):
         """Return whether those that need this lesson can start: it has ended, or has finished all artefacts that it leaves."""

@@ -304,20 +304,30 @@ def test_lessons_that_do_not_wait_run_side_by_side(folder):
     assert max(a["begin"], c["begin"]) < min(a["end"], c["end"])
 
 
-def test_a_lesson_starts_when_what_it_needs_is_there(folder, monkeypatch):
+def test_a_lesson_starts_when_what_it_needs_is_there(folder, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     leave = "lesson.finish(lesson.begin(lesson.artefact('thing', seed=seed)))\nlesson.finish(lesson.begin(lesson.artefact('more')))"
-    facts = "import os, time\nlesson.record(begin=time.time(), threads=int(os.environ['OMP_NUM_THREADS']))"
-    wait = "time.sleep(4)\nlesson.record(end=time.time())"
-    write_notebook(folder, "01_a", [facts, leave, wait], leaves=["thing", "more"])
-    write_notebook(folder, "02_b", [facts, wait], needs=["01_a"])
-    write_notebook(folder, "03_c", [facts, leave, wait], leaves=["other"])
-    write_notebook(folder, "04_d", [facts], needs=["03_c"])
-    a, b = (r.metrics for r in run(folder, "01", "02").values())
+    begin = "import os, pathlib, time\nlesson.record(begin=time.time(), threads=int(os.environ['OMP_NUM_THREADS']))"
+    flag = f"flag = pathlib.Path({str(tmp_path / 'flag')!r})"
+    wait = f"{flag}\nlast = time.time() + float(os.environ['WAIT'])\nwhile not flag.exists() and time.time() < last:\n    time.sleep(0.05)\nlesson.record(end=time.time())"
+    write_notebook(folder, "01_a", [begin, leave, wait], leaves=["thing", "more"])
+    write_notebook(folder, "02_b", [begin, f"{flag}\nflag.touch()"], needs=["01_a"])
+    write_notebook(folder, "03_c", [begin, leave, wait], leaves=["other"])
+    write_notebook(folder, "04_d", [begin], needs=["03_c"])
+    write_notebook(folder, "05_e", [begin, wait])
+    patient, hasty = {"WAIT": "60"}, {"WAIT": "3"}
+    a, b = (r.metrics for r in run(folder, "01", "02", environment=patient).values())
     assert b["begin"] < a["end"], "02 waits for the artefacts of 01, not for its end"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert a["threads"] == b["threads"] == max(1, cores // 2), "they can run beside each other"
-    c, d = (r.metrics for r in run(folder, "03", "04").values())
+    (tmp_path / "flag").unlink()
+    a, b, e = (r.metrics for r in run(folder, "01", "02", "05", force=True, environment=patient).values())
+    assert b["begin"] < min(a["end"], e["end"]), "beside the rest of 01 one more may run"
+    (tmp_path / "flag").unlink()
+    a, b = (r.metrics for r in run(folder, "01", "02", force=True, jobs=1, environment=hasty).values())
+    assert b["begin"] >= a["end"], "one at a time stays one at a time"
+    (tmp_path / "flag").unlink()
+    c, d = (r.metrics for r in run(folder, "03", "04", environment=hasty).values())
     assert c["end"] <= d["begin"], "03 never left what it says, so its end counts"
 
 
