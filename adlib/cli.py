@@ -39,7 +39,9 @@ def run(
     parameter: Parameter = None,
     profile: Annotated[str | None, Option(help="A file of notebooks/profiles: cpu, workshop or gpu.")] = None,
     data: Annotated[str | None, Option(metavar="FOLDER", help="Your own tables instead of the market.")] = None,
-    jobs: Annotated[int, Option(min=1, help="Lessons at a time.")] = 2,
+    jobs: Annotated[
+        int, Option(min=1, help="Lessons at a time; above 1, one more may overlap with the lesson it follows.")
+    ] = 2,
     out: Annotated[str, Option(help="Where the results go.")] = "runs/latest",
     force: Annotated[bool, Option("--force", help="Run also what has not changed.")] = False,
     save: Annotated[bool, Option("--save", help="Write the outputs back into the notebooks, to commit them.")] = False,

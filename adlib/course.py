@@ -48,7 +48,8 @@ def run(
     wanted : names such as "03", "03_ctr_modeling", "01-03"; none means all.
     parameters, profile, data : as in `syllabus.settings`; everything is checked before a kernel starts.
     jobs : how many lessons at a time. A lesson waits for those it needs, if they are selected: for their end, or, where one's metadata
-        names the artefacts that it ``leaves``, for those; then, if `jobs` is above 1, one lesson more may run for a while.
+        names the artefacts that it ``leaves``, for those; then, if `jobs` is above 1, one lesson more may run for a while,
+        and it goes on if the other fails later.
     force : run also what is unchanged.
     folder : of the notebooks, else the course's own.
     timeout : seconds a lesson may take, None for no limit.
@@ -184,8 +185,8 @@ class _Run:
         """Return how many of the lessons can run at the same time at most, as lessons of one depth in the chain of needs."""
 
         def depth(name):
-            ended = [need for need in self.lessons[name].needs if need in names and not self.lessons[need].leaves]
-            return 1 + max(map(depth, ended), default=-1)
+            needs = [need for need in self.lessons[name].needs if need in names]
+            return max((depth(need) + (not self.lessons[need].leaves) for need in needs), default=0)
 
         depths = [depth(name) for name in names]
         return max(map(depths.count, depths), default=1)

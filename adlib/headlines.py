@@ -61,7 +61,7 @@ def headline_pairs(variants: pd.DataFrame, *, alpha: float = 0.001) -> tuple[pd.
         raise ValueError(f"Headline tests need the column(s) {', '.join(missing)}.")
     frame = variants[needed].assign(story=stories(variants))
     doubtful = frame.week.astype(int).between(*TROUBLE)
-    left = frame[~doubtful & (frame.impressions > 0)]
+    left = frame[~doubtful & (frame.impressions > 0) & frame.test_id.notna()]
     alarms = sample_ratio_alarms(left.test_id, left.impressions, alpha)
     uneven = alarms.index[alarms]
     kept = left[~left.test_id.isin(uneven)].drop_duplicates(["test_id", "picture", "headline"]).reset_index()

@@ -254,8 +254,8 @@ def prefer(
     Parameters
     ----------
     model : the writer, without an adapter; it stays as it is. prompts, chosen, rejected : n texts each.
-    beta : how fast the reward for leaving the reference fades. anchor : α, 0 for plain DPO. steps : of AdamW. batch_size : prompts a step, each with all its
-    pairs, which are read together. learning_rate : the highest, after a warm-up and before a linear decay. rank, top_layers : of the new low-rank adapter.
+    beta : how fast the reward for leaving the reference fades. anchor : α, 0 for plain DPO. steps : of AdamW. batch_size : prompts a step, each with its
+    pairs (8 at most), which are read together. learning_rate : the highest, after a warm-up and before a linear decay. rank, top_layers : of the new low-rank adapter.
     watch : measures a writer on data that are not trained on: `model` at the start, then a merged copy each `every` steps.
     keep : the measure of `watch` whose highest value decides which state is returned (early stopping); else the last.
 
@@ -290,6 +290,9 @@ def prefer(
     return _merged(tuned), frame
 
 
+PAIRS = 8  # of one prompt that go into a step together
+
+
 class _Texts:
     """The different texts of preference pairs, and their log probabilities under the reference; equal ones are read once."""
 
@@ -303,13 +306,14 @@ class _Texts:
         self.pairs = torch.tensor([[place[c], place[r]] for c, r in zip(good, bad, strict=True)])
         self.words = torch.tensor([len(pair.target) for pair in self.tokens], device=model.device)
         self.reference = torch.tensor(log_probability(model, tokenizer, asked, written)).float().to(model.device)
-        self.of_prompt = [np.flatnonzero([p == q for p in prompts]) for q in dict.fromkeys(prompts)]
+        rows = pd.Series(range(len(prompts))).groupby(list(prompts), sort=False)
+        self.parts = [part for _, of in rows for part in np.split(of.to_numpy(), range(PAIRS, len(of), PAIRS))]
 
     def batches(self, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Pairs of so many prompts each, all prompts once, in random order."""
-        order = rng.permutation(len(self.of_prompt))
+        """Pairs of so many prompts each, all pairs once, in random order; a prompt with many pairs comes in parts."""
+        order = rng.permutation(len(self.parts))
         return [
-            np.concatenate([self.of_prompt[k] for k in part]) for part in np.split(order, range(size, len(order), size))
+            np.concatenate([self.parts[k] for k in some]) for some in np.split(order, range(size, len(order), size))
         ]
 
     def gains(self, model, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

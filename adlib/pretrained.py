@@ -88,8 +88,11 @@ def grouped_attention(
     """Attention where several query heads share a key head (Ainslie et al. 2023, arXiv 2305.13245), without a copy of the keys for each.
 
     The heads of a group become rows of one product. query (b, heads, n, d), key and value (b, groups, m, d), mask (b, 1, n, m);
-    returns (b, n, heads, d) and the weights (b, heads, n, m). A function for transformers' ``AttentionInterface``.
+    returns (b, n, heads, d) and the weights (b, heads, n, m). A function for transformers' ``AttentionInterface``. Raises ValueError for
+    models whose attention has more to it (capped scores, sinks).
     """
+    if more := [name for name in ("softcap", "s_aux") if options.get(name) is not None]:
+        raise ValueError(f"This model's attention uses {more[0]}: call model.set_attn_implementation('eager') first.")
     b, heads, n, d = query.shape
     rows = query.reshape(b, key.shape[1], -1, d)
     scores = (rows @ key.transpose(2, 3) * scaling).view(b, heads, n, -1)

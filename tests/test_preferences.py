@@ -218,6 +218,16 @@ def test_dpo_prefers_the_chosen_text_leaves_the_writer_alone_and_keeps_the_best_
     assert gap(tuned) == pytest.approx(seen[1], abs=1e-3) and abs(seen[1] - seen[3]) > 0.1
 
 
+def test_a_prompt_with_many_pairs_comes_in_parts(writer):
+    n = 20
+    texts = preferences._Texts(
+        *writer, ["write coat"] * n + ["write bag"], CHOSEN[:1] * (n + 1), REJECTED[:1] * (n + 1)
+    )
+    batches = texts.batches(1, np.random.default_rng(0))
+    assert sorted(np.concatenate(batches)) == list(range(n + 1)) and max(map(len, batches)) == 8
+    assert len(texts.tokens) == 4, "equal texts are read once"
+
+
 def test_the_anchor_keeps_the_chosen_text_likely(writer):
     model, tokenizer = writer
     options = {"steps": 40, "batch_size": 4, "learning_rate": 0.05, "rank": 4, "top_layers": 1.0, "progress": False}
