@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adlib import checkpoints, lesson
 from adlib.checkpoints import load_adapter, save_adapter
-from adlib.likelihood import Pair, perplexity, prompt, target_loss, token_losses, token_pairs
+from adlib.likelihood import Pair, log_likelihoods, perplexity, prompt, target_loss, token_losses, token_pairs
 from adlib.pretrained import load_minilm, load_reader, load_smollm2, load_writer
 from adlib.reading import SentimentClassifier, embed
 from adlib.sampling import generate
@@ -35,6 +35,7 @@ __all__ = [
     "load_reader",
     "load_smollm2",
     "load_writer",
+    "log_likelihoods",
     "perplexity",
     "prompt",
     "rate_share",

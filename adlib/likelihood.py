@@ -6,12 +6,13 @@ Taught in notebooks/05_gpu_fine_tuning.ipynb, section 3.
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import peft
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from adlib import compute
 from adlib.pretrained import MAX_TOKENS, arithmetic, checked_texts, length_batches, padded
@@ -91,6 +92,28 @@ def target_loss(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> tupl
     """Summed negative log likelihood of the targets given their prompts, and the number of target tokens."""
     losses, _ = token_losses(model, pairs, pad)
     return losses.sum(), len(losses)
+
+
+def log_likelihoods(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> torch.Tensor:
+    """Log likelihood of each target given its prompt, summed over its tokens, in nats, (n,), through which a gradient can go back.
+
+    Equal prompts are read once: the targets of one go on from the same keys and values.
+    """
+    prompts = list(dict.fromkeys(tuple(pair.prompt) for pair in pairs))
+    place = {prompt: k for k, prompt in enumerate(prompts)}
+    of = torch.tensor([place[tuple(pair.prompt)] for pair in pairs], device=model.device)
+    ids, mask = padded([list(prompt) for prompt in prompts], pad, model.device, left=True)
+    labels, there = padded([pair.target for pair in pairs], pad, model.device, left=False)
+    whole = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    read = partial(whole.base_model, past_key_values=DynamicCache(config=whole.config), use_cache=True)
+    with arithmetic(model.device, model.dtype):
+        first = read(input_ids=ids, attention_mask=mask)
+        first.past_key_values.batch_select_indices(of)  # gradients go through it
+        rest = read(input_ids=labels[:, :-1], attention_mask=torch.cat([mask[of], there[:, :-1]], 1))
+        hidden = torch.cat([first.last_hidden_state[of, -1:], rest.last_hidden_state], 1)[there == 1]
+        logits = whole.get_output_embeddings()(hidden)  # dear, so only where a token of a target is predicted
+    losses, row = F.cross_entropy(logits.float(), labels[there == 1], reduction="none"), (there == 1).nonzero()[:, 0]
+    return torch.zeros(len(pairs), device=losses.device).index_add(0, row, -losses)
 
 
 @torch.inference_mode()

@@ -7,7 +7,6 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -19,11 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from adlib import compute
-from adlib.language import rate_share, token_pairs
-from adlib.pretrained import arithmetic, padded
+from adlib.language import log_likelihoods, rate_share, token_pairs
 from adlib.tuning import upper_lora
 
 # -- clicks become pairs -------------------------------------------------------------------------------------------------------
@@ -167,25 +165,6 @@ def best_of_n(reward: np.ndarray, value: np.ndarray, sizes: Sequence[int]) -> np
 # -- direct preference optimisation --------------------------------------------------------------------------------------------
 
 
-def _sums(model: PreTrainedModel, pairs: Sequence, pad: int) -> torch.Tensor:
-    """Σ log p of each target given its prompt, (n,); equal prompts are read once."""
-    prompts = list(dict.fromkeys(tuple(pair.prompt) for pair in pairs))
-    place = {prompt: k for k, prompt in enumerate(prompts)}
-    of = torch.tensor([place[tuple(pair.prompt)] for pair in pairs], device=model.device)
-    ids, mask = padded([list(prompt) for prompt in prompts], pad, model.device, left=True)
-    labels, there = padded([pair.target for pair in pairs], pad, model.device, left=False)
-    whole = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    read = partial(whole.base_model, past_key_values=DynamicCache(config=whole.config), use_cache=True)
-    with arithmetic(model.device, model.dtype):
-        first = read(input_ids=ids, attention_mask=mask)
-        first.past_key_values.batch_select_indices(of)  # gradients go through it
-        rest = read(input_ids=labels[:, :-1], attention_mask=torch.cat([mask[of], there[:, :-1]], 1))
-        hidden = torch.cat([first.last_hidden_state[of, -1:], rest.last_hidden_state], 1)[there == 1]
-        logits = whole.get_output_embeddings()(hidden)  # dear, so only where a token of a target is predicted
-    losses, row = F.cross_entropy(logits.float(), labels[there == 1], reduction="none"), (there == 1).nonzero()[:, 0]
-    return torch.zeros(len(pairs), device=losses.device).index_add(0, row, -losses)
-
-
 @torch.inference_mode()
 def log_probability(
     model: PreTrainedModel,
@@ -204,7 +183,7 @@ def log_probability(
     found = np.empty(len(pairs))
     with compute.memory_guard(batch_size):
         for batch in np.split(order, range(batch_size, len(order), batch_size)):
-            found[batch] = _sums(model, [pairs[i] for i in batch], tokenizer.pad_token_id).cpu().numpy()
+            found[batch] = log_likelihoods(model, [pairs[i] for i in batch], tokenizer.pad_token_id).cpu().numpy()
     return found
 
 
@@ -319,7 +298,7 @@ class _Texts:
     def gains(self, model, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """log π/π_0 of chosen and of rejected, and log π a token of chosen, for some pairs."""
         used, at = self.pairs[rows].unique(return_inverse=True)
-        sums = _sums(model, [self.tokens[i] for i in used], self.pad)
+        sums = log_likelihoods(model, [self.tokens[i] for i in used], self.pad)
         gain = (sums - self.reference[used])[at]
         return gain[:, 0], gain[:, 1], (sums / self.words[used])[at[:, 0]]
 

@@ -174,14 +174,12 @@ class _Recurrence(nn.Module):
         self.cell = cell(width, dim, batch_first=True)
 
     def forward(self, steps, ad, there):
+        """State after the latest event, (batch, dim), of steps (batch, events, width)."""
         return self.cell(steps)[0][:, -1]
 
 
 class _Attention(nn.Module):
-    """One layer of a Transformer whose last token is the ad: what it gathers from the events is the summary.
-
-    Only the ad asks, since with one layer nothing else would be read: the same result at a fraction of the cost.
-    """
+    """One layer of a Transformer whose last token is the ad: what it gathers from the events is the summary."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()
@@ -191,6 +189,7 @@ class _Attention(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim)])
 
     def forward(self, steps, ad, there):
+        """Only the ad asks, since with one layer nothing else would be read: the same result at a fraction of the cost."""
         tokens = self.enter(torch.cat([steps, ad.unsqueeze(1)], dim=1))
         absent = torch.cat([~there, torch.zeros_like(there[:, :1])], dim=1)
         own, normed = tokens[:, -1:], self.norms[0](tokens)

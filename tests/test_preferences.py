@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adlib import copywriting, headlines, preferences
-from adlib.likelihood import token_losses, token_pairs
+from adlib.likelihood import log_likelihoods, token_losses, token_pairs
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "06_creative_text.ipynb"
 
@@ -169,7 +169,7 @@ def test_equal_prompts_are_read_once_and_the_gradient_is_that_of_separate_readin
         *token_pairs(tokenizer, ["write warm new bag"], ["blue bag"]),
     ]
     gradients = []
-    for sums in (preferences._sums(model, pairs, 0), torch.cat([preferences._sums(model, [p], 0) for p in pairs])):
+    for sums in (log_likelihoods(model, pairs, 0), torch.cat([log_likelihoods(model, [p], 0) for p in pairs])):
         model.zero_grad()
         (sums * torch.tensor([1.0, -2.0, 0.5, 3.0])).sum().backward()
         gradients.append([sums.detach(), *(w.grad.clone() for w in model.parameters() if w.grad is not None)])
