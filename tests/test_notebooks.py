@@ -5,10 +5,12 @@ model, …), which must break the bands that `contracts.yaml` names: a check tha
 """
 
 import functools
+import json
 import multiprocessing
 import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 import yaml
@@ -135,6 +137,14 @@ def test_the_metrics_lie_in_their_bands(default_run, name):
     assert not bands.keys() - metrics.keys(), "the lesson does not record what its contract holds"
     missed = {k: (metrics[k], band) for k, band in bands.items() if not report.holds(metrics[k], band)}
     assert not missed
+
+
+def test_lessons_leave_what_they_promise(place, default_run):
+    promised = [(x.name, name) for x in syllabus.lessons(NOTEBOOKS) for name in x.leaves]
+    for lesson, name in promised:  # of these the lessons that need it wait
+        made = json.loads((place / "out" / lesson / "artefacts.json").read_text())
+        assert any(Path(path).name.startswith(f"{name}-") for path in made), (lesson, name, made)
+    assert promised
 
 
 @pytest.mark.parametrize("name", LESSONS)
