@@ -43,6 +43,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != "test_notebooks.py")
 
 
+def needs(asset):
+    """Mark a test that reads an asset; where it could not be fetched, the test is skipped until it is."""
+    from adlib import assets  # not above: numpy must not be loaded before the number of threads is set
+
+    return pytest.mark.skipif(not assets.available(asset), reason=f"until `adlib fetch {asset}`: the asset is not here")
+
+
 @pytest.fixture(autouse=True)
 def _own_artefacts(tmp_path_factory, monkeypatch):
     """Keep what tests leave behind out of the user's cache, and the outer run's settings out of the tests."""

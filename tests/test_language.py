@@ -14,7 +14,7 @@ import pandas as pd
 import peft
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, needs
 from safetensors.torch import load_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -25,10 +25,6 @@ from adlib import assets, checkpoints, compression, compute, extraction, footpri
 
 PROMPTS = ["brand: Okaro", "brand: Tindral; colour: navy", "item: bag", "colour: red; item: coat"] * 3
 COPY = ["A coat by Okaro.", "Navy, by Tindral, for you.", "A bag.", "A red coat, made to last."] * 3
-
-
-def needs(asset):
-    return pytest.mark.skipif(not assets.available(asset), reason=f"the asset {asset} is not here: adlib fetch {asset}")
 
 
 def tiny_tokenizer():
@@ -396,7 +392,7 @@ def test_after_recomputing_a_step_takes_what_it_took_before():
     assert peak() == before
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="until the machine has a CUDA GPU")
 def test_padding_leaves_the_gradients_finite_on_a_gpu(tmp_path):
     sizes = {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=257, bos_token_id=0, eos_token_id=0, **sizes)).save_pretrained(tmp_path)
@@ -772,7 +768,7 @@ def test_vectors_know_what_is_alike():
 def classifier():
     """Return a classifier after two epochs, its texts and labels."""
     if not assets.available("minilm"):
-        pytest.skip("the asset minilm is not here: adlib fetch minilm")
+        pytest.skip("until `adlib fetch minilm`: the asset is not here")
     good, bad = ["I love it", "really great", "works very well"], ["I hate it", "really awful", "it broke at once"]
     texts, labels = (good + bad) * 6, (["good"] * 3 + ["bad"] * 3) * 6
     return language.SentimentClassifier(epochs=2, batch_size=6, progress=False).fit(texts, labels), texts, labels
