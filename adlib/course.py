@@ -175,18 +175,28 @@ class _Run:
         left = {Path(path).name.rpartition("-")[0] for path in found}
         return self.results[name].status == "completed" or (bool(left) and left >= set(lesson.leaves))
 
-    def _threads(self):
-        """Return the threads for a lesson that starts now: the cores, shared with all that can run beside it."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        ahead = [name for name, result in self.results.items() if result.status in ("waiting", "running")]
-        return max(1, cores // min(self.jobs, self._side_by_side(ahead)))
+    def _threads(self, name):
+        """Return the threads for a lesson that starts now: the cores, shared with all that can run beside it.
 
-    def _side_by_side(self, names):
-        """Return how many of the lessons can run at the same time at most, as lessons of one depth in the chain of needs."""
+        As a pair: until the lesson has finished an artefact that it leaves, and from then on, when those that waited for it run too.
+        """
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        ahead = [n for n, result in self.results.items() if result.status in ("waiting", "running")]
+        others = [self._side_by_side(ahead, waited) for waited in (True, False)]
+        return [max(1, cores // min(self.jobs, n)) for n in (others if self.lessons[name].leaves else others[1:] * 2)]
+
+    def _side_by_side(self, names, waited):
+        """Return how many of the lessons can run at the same time at most, as lessons of one depth in the chain of needs.
+
+        A need that leaves artefacts is a step of the chain only if what still waits for those counts as waiting.
+        """
+
+        def step(need):
+            return not self.lessons[need].leaves or (waited and not self._served(need))
 
         def depth(name):
             needs = [need for need in self.lessons[name].needs if need in names]
-            return max((depth(need) + (not self.lessons[need].leaves) for need in needs), default=0)
+            return max((depth(need) + step(need) for need in needs), default=0)
 
         depths = [depth(name) for name in names]
         return max(map(depths.count, depths), default=1)
@@ -202,7 +212,10 @@ class _Run:
         stage.mkdir()
         path = str(self.lessons[name].path)
         job = {"lesson": name, "notebook": path, "parameters": result.parameters, "of": result.of}
-        environment = {"OMP_NUM_THREADS": str(self._threads())} | self.environment
+        now, later = map(str, self._threads(name))
+        environment = {"OMP_NUM_THREADS": now} | self.environment
+        if "OMP_NUM_THREADS" not in self.environment and later != now:
+            environment["ADLIB_THREADS_LATER"] = later
         self.processes[name] = execution.start(job, stage, environment, self.events)
         self.began[name], result.status = time.monotonic(), "running"
         self.tell(result)

@@ -30,15 +30,16 @@ def predicted(
 ) -> dict[str, float]:
     """Bytes that a step of LoRA with AdamW takes on a Llama-like model, by part, and the highest sum.
 
-    What each adapted layer keeps for the way back, for each token (h: width, i: inner width, a: heads, T: tokens a text), is
-    4·(8h + 4i + aT + 7r) bytes in float32; in bfloat16 with float32 norms and adapters 26h + 8i + 7aT + 14r. The probabilities of the
-    words take three times 4·words·targets. Recomputation keeps only each layer's input, and one layer's rest at a time. Compare
-    Korthikanti et al. (2022), arXiv 2205.05198.
+    What each adapted layer keeps for the way back, for each token (h: width, k: width of the keys, i: inner width, a: heads, T: tokens a
+    text), is 4·(6h + 2k + 4i + aT + 7r) bytes in float32; in bfloat16 16h + 4k + 8i + 6aT + 14r, and a bfloat16 copy of the adapters.
+    The words take their logits and the gradient of these, and eight rows of them three times in float32. Recomputation keeps only each
+    layer's input, and one layer's rest at a time. Compare Korthikanti et al. (2022), arXiv 2205.05198.
 
     Parameters
     ----------
     config : of the model. weights : number of all weights, adapters included; trained : those in the adapters.
-    adapted : number of layers with adapters. batch_size : texts a step. tokens, targets : of a text, and those of its target.
+    adapted : number of layers with adapters. batch_size : texts a step. tokens, targets : those read of a text (all but its last)
+        and those of its target.
     rank, accumulate, recompute : see ``tuning.fine_tune``.
 
     Returns
@@ -53,17 +54,18 @@ def predicted(
         config.num_attention_heads,
         -(-batch_size // accumulate),
     )
+    k = h * config.num_key_value_heads // a
     if dtype == torch.float32:
-        token = 4 * (8 * h + 4 * i + a * tokens + 7 * rank)
+        token, copy = 4 * (6 * h + 2 * k + 4 * i + a * tokens + 7 * rank), 0
     else:
-        token = 26 * h + 8 * i + 7 * a * tokens + 14 * rank
+        token, copy = 16 * h + 4 * k + 8 * i + 6 * a * tokens + 14 * rank, 2 * trained
     layer, number = texts * tokens * token, dtype.itemsize
     found = {
         "weights": (weights - trained) * number + 4 * trained,
         "optimiser": 8 * trained,
         "gradients": 4 * trained,
-        "activations": texts * tokens * h * number * config.num_hidden_layers if recompute else layer * adapted,
-        "words": 3 * 4 * config.vocab_size * targets * texts,
+        "activations": texts * tokens * h * number * config.num_hidden_layers if recompute else layer * adapted + copy,
+        "words": config.vocab_size * (2 * number * targets * texts + 3 * 4 * 8),
     }
     kept = found["activations"]
     rest = max(kept + found["words"], kept + layer if recompute else 0, found["gradients"])

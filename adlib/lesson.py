@@ -250,4 +250,7 @@ def finish(path):
     ):  # so that a run knows what must still be there before it reuses this lesson's result
         _state.artefacts.append(str(path))
         write_atomic(folder() / "artefacts.json", json.dumps(_state.artefacts))
+    later = os.environ.pop("ADLIB_THREADS_LATER", None)
+    if later and "torch" in sys.modules:  # from here on, lessons that waited for this run beside it
+        sys.modules["torch"].set_num_threads(int(later))
     return Path(path)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import peft
 import torch
-from torch.nn import functional as F
+from peft.helpers import disable_input_dtype_casting
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from adlib import compute
@@ -69,23 +69,48 @@ def token_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targ
     return pairs
 
 
+class _Surprise(torch.autograd.Function):
+    """-log p of each label under a row of logits, (n, words) and (n,) to (n,).
+
+    Loss and gradient, p - 1 at the label and p elsewhere, are computed together and a few rows at a time, which stay in a
+    processor's cache meanwhile; the gradient is kept in the logits' own number format.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        losses, gradient = torch.empty(len(labels), device=logits.device), None
+        if ctx.needs_input_grad[0]:
+            gradient = torch.empty_like(logits)
+        size = 8 if logits.device.type == "cpu" else 64
+        for part in (slice(k, k + size) for k in range(0, len(labels), size)):
+            log_p, label = logits[part].log_softmax(-1, dtype=torch.float32), labels[part, None]
+            losses[part] = -log_p.gather(1, label)[:, 0]
+            if gradient is not None:
+                gradient[part] = log_p.exp_().scatter_add_(1, label, -torch.ones_like(label, dtype=log_p.dtype))
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * slope[:, None].to(gradient.dtype), None
+
+
 def token_losses(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log likelihood of each target token given its prompt and the tokens before it, in nats, and the pair it belongs to.
 
     The output layer, 49,152 words wide, is the dearest of all; it is applied only where a token of a target is predicted. Rows are
-    padded on the left, so that all targets end in the last column.
+    padded on the left, so that all targets end in the last column; the last token of each predicts nothing and is not read.
     """
     place = model.device
-    ids, mask = padded([pair.prompt + pair.target for pair in pairs], pad, place, left=True)
+    ids, mask = padded([pair.prompt + pair.target[:-1] for pair in pairs], pad, place, left=True)
     longest = max(len(pair.target) for pair in pairs)
     labels = torch.tensor([[-100] * (longest - len(pair.target)) + pair.target for pair in pairs], device=place)
     whole = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    with arithmetic(place, model.dtype):
-        hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        hidden = hidden[:, -longest - 1 : -1]  # position i predicts token i + 1
+    with arithmetic(place, model.dtype), disable_input_dtype_casting(model):
+        hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, -longest:]
         logits = whole.get_output_embeddings()(hidden[labels != -100])
-    losses = F.cross_entropy(logits.float(), labels[labels != -100], reduction="none")
-    return losses, (labels != -100).nonzero()[:, 0]
+    return _Surprise.apply(logits, labels[labels != -100]), (labels != -100).nonzero()[:, 0]
 
 
 def target_loss(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, int]:
@@ -106,13 +131,13 @@ def log_likelihoods(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> 
     labels, there = padded([pair.target for pair in pairs], pad, model.device, left=False)
     whole = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     read = partial(whole.base_model, past_key_values=DynamicCache(config=whole.config), use_cache=True)
-    with arithmetic(model.device, model.dtype):
+    with arithmetic(model.device, model.dtype), disable_input_dtype_casting(model):
         first = read(input_ids=ids, attention_mask=mask)
         first.past_key_values.batch_select_indices(of)  # gradients go through it
         rest = read(input_ids=labels[:, :-1], attention_mask=torch.cat([mask[of], there[:, :-1]], 1))
         hidden = torch.cat([first.last_hidden_state[of, -1:], rest.last_hidden_state], 1)[there == 1]
         logits = whole.get_output_embeddings()(hidden)  # dear, so only where a token of a target is predicted
-    losses, row = F.cross_entropy(logits.float(), labels[there == 1], reduction="none"), (there == 1).nonzero()[:, 0]
+    losses, row = _Surprise.apply(logits, labels[there == 1]), (there == 1).nonzero()[:, 0]
     return torch.zeros(len(pairs), device=losses.device).index_add(0, row, -losses)
 
 

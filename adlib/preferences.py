@@ -216,7 +216,7 @@ def prefer(
     batch_size: int = 4,
     learning_rate: float = 2e-3,
     rank: int = 8,
-    top_layers: float = 0.5,
+    top_layers: float = 0.4,
     watch: Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
     every: int = 8,
     keep: str = "",
@@ -307,7 +307,7 @@ def _loop(tuned, texts, beta, anchor, steps, batch_size, learning_rate, seed):
     """Train; yields a row before the first step and after each."""
     rng, queue = np.random.default_rng(seed), []
     weights = [weight for weight in tuned.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_share(step, steps))
     yield {"step": 0, "loss": math.log(2), "margin": 0.0, "chosen": 0.0}
     for step in range(1, steps + 1):

@@ -79,7 +79,7 @@ def _continue(model, asked, pick, pad, stop, max_new_tokens) -> list[list[int]]:
     def read(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits (rows, words) of the token that follows."""
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
-        return out.logits[:, -1].float()
+        return out.logits[:, -1]
 
     logits = read(ids, (mask.cumsum(1) - 1).clamp(min=0))[of]
     cache.batch_select_indices(of)
@@ -104,8 +104,8 @@ def _pick(logits: torch.Tensor, temperature: float, top_p: float, source: torch.
     """One token a row of logits (rows, words)."""
     if temperature == 0:
         return logits.argmax(-1)
-    likely, tokens = (logits / temperature).topk(64)
-    share = likely.softmax(-1)
+    likely, tokens = logits.topk(64)
+    share = (likely.float() / temperature).softmax(-1)
     share[share.cumsum(-1) - share >= top_p] = 0
     return tokens.gather(1, torch.multinomial(share, 1, generator=source))[:, 0]
 

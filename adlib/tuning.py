@@ -20,6 +20,7 @@ import pandas as pd
 import peft
 import torch
 from accelerate import PartialState
+from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file, save_file
 from torch import distributed
 from tqdm.auto import tqdm
@@ -68,7 +69,7 @@ def fine_tune(
     batch_size: int = 4,
     learning_rate: float = 8e-3,
     rank: int = 8,
-    top_layers: float = 0.5,
+    top_layers: float = 0.4,
     schedule: str = "linear",
     accumulate: int = 1,
     recompute: bool = False,
@@ -142,7 +143,7 @@ class Training:
         self.accumulate, self.step, self.queue, self.history, self.best = accumulate, 0, [], [], {}
         self.rng = np.random.default_rng(seed)
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.optimiser = torch.optim.AdamW(self.weights.values(), lr=learning_rate, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(self.weights.values(), lr=learning_rate, weight_decay=0.0, fused=True)
         self.rate = lambda step: learning_rate * rate_share(step, steps, schedule)
         shapes = [(name, list(weight.shape)) for name, weight in self.weights.items()]
         settings = [steps, batch_size, learning_rate, schedule, accumulate, seed, shapes, pairs]
@@ -263,7 +264,7 @@ def _possible(steps, batch_size, rank, top_layers, accumulate, schedule, patienc
 def recomputing(model: peft.PeftModel, on: bool = True) -> Iterator[None]:
     """Inside, the layers of a model in training keep only their inputs and compute the rest again on the way back, if ``on``."""
     base = model.get_base_model()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), disable_input_dtype_casting(model, on):  # on the way back as on the way there
         warnings.simplefilter("ignore", FutureWarning)  # transformers 5 is about to rename it
         if on:
             base.gradient_checkpointing_enable({"use_reentrant": False})

@@ -310,7 +310,8 @@ def test_a_lesson_starts_when_what_it_needs_is_there(folder, tmp_path, monkeypat
     begin = "import os, pathlib, time\nlesson.record(begin=time.time(), threads=int(os.environ['OMP_NUM_THREADS']))"
     flag = f"flag = pathlib.Path({str(tmp_path / 'flag')!r})"
     wait = f"{flag}\nlast = time.time() + float(os.environ['WAIT'])\nwhile not flag.exists() and time.time() < last:\n    time.sleep(0.05)\nlesson.record(end=time.time())"
-    write_notebook(folder, "01_a", [begin, leave, wait], leaves=["thing", "more"])
+    later = "lesson.record(later=torch.get_num_threads())"
+    write_notebook(folder, "01_a", [begin, f"import torch\n{leave}\n{later}", wait], leaves=["thing", "more"])
     write_notebook(folder, "02_b", [begin, f"{flag}\nflag.touch()"], needs=["01_a"])
     write_notebook(folder, "03_c", [begin, leave, wait], leaves=["other"])
     write_notebook(folder, "04_d", [begin], needs=["03_c"])
@@ -319,7 +320,8 @@ def test_a_lesson_starts_when_what_it_needs_is_there(folder, tmp_path, monkeypat
     a, b = (r.metrics for r in run(folder, "01", "02", environment=patient).values())
     assert b["begin"] < a["end"], "02 waits for the artefacts of 01, not for its end"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert a["threads"] == b["threads"] == max(1, cores // 2), "they can run beside each other"
+    assert a["threads"] == cores, "nothing runs beside 01 while 02 waits"
+    assert a["later"] == b["threads"] == max(1, cores // 2), "from then on they can run beside each other"
     (tmp_path / "flag").unlink()
     a, b, e = (r.metrics for r in run(folder, "01", "02", "05", force=True, environment=patient).values())
     assert b["begin"] < min(a["end"], e["end"]), "beside the rest of 01 one more may run"

@@ -19,9 +19,22 @@ from safetensors.torch import load_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from adlib import assets, checkpoints, compression, compute, extraction, footprint, language, lesson, pretrained, tuning
+from adlib import (
+    assets,
+    checkpoints,
+    compression,
+    compute,
+    extraction,
+    footprint,
+    language,
+    lesson,
+    likelihood,
+    pretrained,
+    tuning,
+)
 
 PROMPTS = ["brand: Okaro", "brand: Tindral; colour: navy", "item: bag", "colour: red; item: coat"] * 3
 COPY = ["A coat by Okaro.", "Navy, by Tindral, for you.", "A bag.", "A red coat, made to last."] * 3
@@ -342,6 +355,37 @@ def test_out_of_memory_says_what_to_try(tiny, monkeypatch):
         language.fine_tune(*tiny, PROMPTS, COPY, steps=1, progress=False)
 
 
+@pytest.mark.parametrize("n", [1, 8, 21])
+@pytest.mark.parametrize("number, rtol", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_surprise_and_its_gradient_are_those_of_cross_entropy(n, number, rtol):
+    draw = torch.Generator().manual_seed(n)
+    logits = (3 * torch.randn(n, 50, generator=draw)).to(number).requires_grad_()
+    labels, slope = torch.randint(0, 50, (n,), generator=draw), torch.randn(n, generator=draw)
+    found = []
+    for loss in (likelihood._Surprise.apply, lambda x, y: F.cross_entropy(x.float(), y, reduction="none")):
+        logits.grad = None
+        loss(logits, labels).backward(slope)
+        found.append((loss(logits.detach(), labels), logits.grad))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=rtol, atol=rtol / 10)
+    assert found[0][1].dtype == number
+
+
+def test_the_last_token_is_not_read(tiny):
+    model, tokenizer = tiny
+    pairs, seen = language.token_pairs(tokenizer, PROMPTS[:3], COPY[:3]), []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    losses, of = language.token_losses(model, pairs, 0)
+    hook.remove()
+    assert seen[0].shape[1] == max(len(p.prompt) + len(p.target) for p in pairs) - 1
+    for k, pair in enumerate(pairs):
+        ids = torch.tensor([pair.prompt + pair.target])
+        with torch.inference_mode():
+            log_p = model(ids).logits[0].float().log_softmax(-1)
+        by_hand = -log_p[range(len(pair.prompt) - 1, ids.shape[1] - 1), pair.target]
+        torch.testing.assert_close(losses[of == k].detach(), by_hand, rtol=1e-3, atol=1e-3)
+
+
 # ---- schedules, parts of a batch, checkpoints, early stopping ---------------------------------------------------------
 
 
@@ -367,7 +411,7 @@ def test_a_batch_in_parts_or_computed_twice_gives_the_same_gradient(options):
     whole, history = tune()
     parts, its_history = tune(**options)
     for name, weight in whole.items():
-        torch.testing.assert_close(parts[name], weight, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(parts[name], weight, rtol=1e-3, atol=3e-5)  # AdamW enlarges what rounding did
     np.testing.assert_allclose(its_history.loss, history.loss, rtol=1e-5)
 
 
@@ -528,11 +572,11 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(tmp_path, m
 @needs("smollm2")
 def test_predicted_memory_is_what_is_measured(smollm2, options):
     model, tokenizer = language.load_smollm2(device="cpu", dtype=torch.float32)
-    shape, pairs = {"tokens": 40, "targets": 20}, [language.Pair([5] * 20, [7] * 20)] * 4
+    shape, pairs = {"tokens": 39, "targets": 20}, [language.Pair([5] * 20, [7] * 20)] * 4
     tuned, _ = language.fine_tune(model, tokenizer, ["a"], ["b"], steps=0, progress=False)
     trained = sum(w.numel() for w in tuned.parameters() if w.requires_grad)
     every = sum(w.numel() for w in tuned.parameters())
-    facts = {"weights": every, "trained": trained, "adapted": 15, "dtype": torch.float32} | shape | options
+    facts = {"weights": every, "trained": trained, "adapted": 12, "dtype": torch.float32} | shape | options
     guess = footprint.predicted(model.config, batch_size=4, **facts)
     part = pairs[: 4 // options.get("accumulate", 1)]
     with tuning.recomputing(tuned, options.get("recompute", False)):
