@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from adlib.likelihood import ROWS
+
 
 def predicted(
     config: PreTrainedConfig,
@@ -32,8 +34,9 @@ def predicted(
 
     What each adapted layer keeps for the way back, for each token (h: width, k: width of the keys, i: inner width, a: heads, T: tokens a
     text), is 4·(6h + 2k + 4i + aT + 7r) bytes in float32; in bfloat16 16h + 4k + 8i + 6aT + 14r, and a bfloat16 copy of the adapters.
-    The words take their logits and the gradient of these, and eight rows of them three times in float32. Recomputation keeps only each
-    layer's input, and one layer's rest at a time. Compare Korthikanti et al. (2022), arXiv 2205.05198.
+    The words take their logits and the gradient of these, and ``likelihood.ROWS`` rows of them in float32, twice, or three times if
+    they are bfloat16. Recomputation keeps only each layer's input, and one layer's rest at a time. Compare Korthikanti et al. (2022),
+    arXiv 2205.05198.
 
     Parameters
     ----------
@@ -57,15 +60,17 @@ def predicted(
     k = h * config.num_key_value_heads // a
     if dtype == torch.float32:
         token, copy = 4 * (6 * h + 2 * k + 4 * i + a * tokens + 7 * rank), 0
+        work = 2 * 4 * ROWS
     else:
         token, copy = 16 * h + 4 * k + 8 * i + 6 * a * tokens + 14 * rank, 2 * trained
+        work = 3 * 4 * ROWS
     layer, number = texts * tokens * token, dtype.itemsize
     found = {
         "weights": (weights - trained) * number + 4 * trained,
         "optimiser": 8 * trained,
         "gradients": 4 * trained,
         "activations": texts * tokens * h * number * config.num_hidden_layers if recompute else layer * adapted + copy,
-        "words": config.vocab_size * (2 * number * targets * texts + 3 * 4 * 8),
+        "words": config.vocab_size * (2 * number * targets * texts + work),
     }
     kept = found["activations"]
     rest = max(kept + found["words"], kept + layer if recompute else 0, found["gradients"])

@@ -69,6 +69,9 @@ def token_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targ
     return pairs
 
 
+ROWS = 16  # of logits that are worked on at a time
+
+
 class _Surprise(torch.autograd.Function):
     """-log p of each label under a row of logits, (n, words) and (n,) to (n,).
 
@@ -81,8 +84,7 @@ class _Surprise(torch.autograd.Function):
         losses, gradient = torch.empty(len(labels), device=logits.device), None
         if ctx.needs_input_grad[0]:
             gradient = torch.empty_like(logits)
-        size = 8 if logits.device.type == "cpu" else 64
-        for part in (slice(k, k + size) for k in range(0, len(labels), size)):
+        for part in (slice(k, k + ROWS) for k in range(0, len(labels), ROWS)):
             log_p, label = logits[part].log_softmax(-1, dtype=torch.float32), labels[part, None]
             losses[part] = -log_p.gather(1, label)[:, 0]
             if gradient is not None:

@@ -332,7 +332,7 @@ def test_grouped_attention_is_attention(tiny):
         found[way] = [logits.detach(), *(weight.grad.clone() for weight in model.parameters())]
     for theirs in ("eager", "sdpa"):
         for one, other in zip(found["grouped"], found[theirs], strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * max(10.0, other.abs().max().item()))
     x = torch.zeros(1, 2, 3, 4)
     with pytest.raises(ValueError, match="uses softcap: call"):
         pretrained.grouped_attention(model, x, x, x, None, 1.0, softcap=50.0)
