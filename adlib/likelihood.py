@@ -72,7 +72,7 @@ def token_pairs(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], targ
 ROWS = 16  # of logits that are worked on at a time
 
 
-class _Surprise(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
     """-log p of each label under a row of logits, (n, words) and (n,) to (n,).
 
     Loss and gradient, p - 1 at the label and p elsewhere, are computed together and a few rows at a time, which stay in a
@@ -81,6 +81,7 @@ class _Surprise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Losses (n,) in nats, float32; their gradient is computed only where one is asked for."""
         losses, gradient = torch.empty(len(labels), device=logits.device), None
         if ctx.needs_input_grad[0]:
             gradient = torch.empty_like(logits)
@@ -94,6 +95,7 @@ class _Surprise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, slope: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Gradient of the logits (n, words) from that of the losses (n,)."""
         (gradient,) = ctx.saved_tensors
         return gradient * slope[:, None].to(gradient.dtype), None
 
@@ -112,7 +114,7 @@ def token_losses(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> tup
     with arithmetic(place, model.dtype), disable_input_dtype_casting(model):
         hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, -longest:]
         logits = whole.get_output_embeddings()(hidden[labels != -100])
-    return _Surprise.apply(logits, labels[labels != -100]), (labels != -100).nonzero()[:, 0]
+    return _CrossEntropy.apply(logits, labels[labels != -100]), (labels != -100).nonzero()[:, 0]
 
 
 def target_loss(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> tuple[torch.Tensor, int]:
@@ -139,7 +141,7 @@ def log_likelihoods(model: PreTrainedModel, pairs: Sequence[Pair], pad: int) -> 
         rest = read(input_ids=labels[:, :-1], attention_mask=torch.cat([mask[of], there[:, :-1]], 1))
         hidden = torch.cat([first.last_hidden_state[of, -1:], rest.last_hidden_state], 1)[there == 1]
         logits = whole.get_output_embeddings()(hidden)  # dear, so only where a token of a target is predicted
-    losses, row = _Surprise.apply(logits, labels[there == 1]), (there == 1).nonzero()[:, 0]
+    losses, row = _CrossEntropy.apply(logits, labels[there == 1]), (there == 1).nonzero()[:, 0]
     return torch.zeros(len(pairs), device=losses.device).index_add(0, row, -losses)
 
 

@@ -362,7 +362,7 @@ def test_surprise_and_its_gradient_are_those_of_cross_entropy(n, number, rtol):
     logits = (3 * torch.randn(n, 50, generator=draw)).to(number).requires_grad_()
     labels, slope = torch.randint(0, 50, (n,), generator=draw), torch.randn(n, generator=draw)
     found = []
-    for loss in (likelihood._Surprise.apply, lambda x, y: F.cross_entropy(x.float(), y, reduction="none")):
+    for loss in (likelihood._CrossEntropy.apply, lambda x, y: F.cross_entropy(x.float(), y, reduction="none")):
         logits.grad = None
         loss(logits, labels).backward(slope)
         found.append((loss(logits.detach(), labels), logits.grad))
